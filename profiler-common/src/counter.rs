@@ -1,0 +1,107 @@
+//! Every count of the profiler, by name: the one list behind the kernel's counters, the quality
+//! section of a profile and the documentation.
+
+/// What a count says about a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CounterKind {
+    /// A sample that was taken: one run of the kernel program.
+    Taken,
+    /// A sample that was taken and left out because nobody asked for it.
+    Filtered,
+    /// A sample that was taken and lost.
+    Lost,
+    /// Something worth knowing; the sample, if there is one, is also counted elsewhere.
+    Event,
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident $kind:ident $text:literal;)+) => {
+        /// A count that the kernel programs keep, per CPU.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Counter {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl Counter {
+            /// Every counter, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The name in reports.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// What it says about a sample.
+            #[must_use]
+            pub const fn kind(self) -> CounterKind {
+                match self { $(Self::$name => CounterKind::$kind,)+ }
+            }
+
+            /// What it counts, in a sentence.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Runs of the sampling program.
+    SamplesTaken Taken "samples_taken";
+    /// Samples of the idle task.
+    FilteredIdle Filtered "filtered_idle";
+    /// Samples of processes that were not asked for.
+    FilteredProcess Filtered "filtered_process";
+    /// Samples that found the ring buffer full.
+    LostRingFull Lost "lost_ring_full";
+    /// Samples that could not get the CPU's scratch memory: the program interrupted itself.
+    LostScratchBusy Lost "lost_scratch_busy";
+    /// Samples whose unwinder could not be called: a tail call failed.
+    LostTailCall Lost "lost_tail_call";
+    /// Records written to the ring buffer.
+    SamplesDelivered Event "samples_delivered";
+    /// Forked processes that are not followed because the table of followed ones is full.
+    FollowTableFull Event "follow_table_full";
+    /// Range tables whose header named another process or state.
+    StaleRangeTable Event "stale_range_table";
+    /// Records that the ring buffer delivered and user space could not decode.
+    LostUndecodable Lost "lost_undecodable";
+    /// Samples that waited for an unwind table when too many were waiting: written with the frames they had.
+    WaitingOverflow Event "waiting_overflow";
+    /// Sideband records (mmap, exec, fork, exit) that the kernel dropped: /proc was read again.
+    SidebandLost Event "sideband_lost";
+    /// Executables that could not be opened or read.
+    ExecutableUnreadable Event "executable_unreadable";
+    /// Executables whose ELF or CFI is corrupt.
+    ExecutableCorrupt Event "executable_corrupt";
+    /// Executables without a table because the tables' memory is used up.
+    TablesFull Event "tables_full";
+    /// Mappings of a process beyond the number of ranges that a process can have.
+    RangesTruncated Event "ranges_truncated";
+    /// Processes without a range table because the ranges' memory is used up.
+    RangesFull Event "ranges_full";
+    /// Restarts of a worker process that crashed, hung or used too much memory.
+    WorkerRestarts Event "worker_restarts";
+    /// Locations whose symbols could not be looked up.
+    SymbolizeFailed Event "symbolize_failed";
+}
+
+/// The number of counters.
+pub const COUNT: usize = Counter::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_numbers_are_indexes() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+            assert!(Counter::ALL[..index].iter().all(|other| other.name() != counter.name()));
+            assert!(counter.help().trim().ends_with('.'), "{}", counter.name());
+        }
+    }
+}

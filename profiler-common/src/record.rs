@@ -1,0 +1,285 @@
+//! The record of one sample, as it goes through the ring buffer: [`HEADER_WORDS`] words, then the
+//! kernel frames, the user frames and the stack copy, all in words of 8 bytes.
+
+use crate::address::{Cpu, MonotonicNs, Pid, Tid};
+use crate::limits::{MAX_KERNEL_FRAMES, MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
+
+/// Words before the frames.
+pub const HEADER_WORDS: usize = 11;
+
+/// The first byte of every record. Another value is a record of another version.
+pub const KIND_SAMPLE: u8 = 0x51;
+
+/// In a user frame: the address is where the code was (first frame, or interrupted by a signal),
+/// not a return address.
+pub const FRAME_EXACT: u64 = 1 << 63;
+/// In a user frame: the step that led here used the frame pointer, for want of CFI.
+pub const FRAME_BY_FRAME_POINTER: u64 = 1 << 62;
+/// The address in a user frame. User addresses have at most 57 bits (x86_64, 5-level paging).
+pub const FRAME_ADDRESS: u64 = (1 << 58) - 1;
+
+/// The index of each word of the header.
+pub mod word {
+    /// `kind | flags << 8 | stop << 16 | kernel_frames << 32 | user_frames << 48`.
+    pub const SHAPE: usize = 0;
+    /// `CLOCK_MONOTONIC` in ns.
+    pub const TIME_NS: usize = 1;
+    /// `pid | tid << 32`.
+    pub const PID_TID: usize = 2;
+    /// `cpu | generation << 32`.
+    pub const CPU_GENERATION: usize = 3;
+    /// The thread's name, 16 bytes in two words.
+    pub const COMM: usize = 4;
+    /// Registers at the last user frame: pc, sp, fp, lr.
+    pub const REGISTERS: usize = 6;
+    /// Bytes of stack copy, a multiple of 8.
+    pub const STACK_BYTES: usize = 10;
+}
+
+/// In `flags`: the sample hit kernel mode.
+pub const FLAG_KERNEL_MODE: u8 = 1;
+
+macro_rules! stop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
+        /// Why a user stack ends where it ends.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum StopReason {
+            $($(#[doc = $doc])+ $name = $number,)+
+        }
+
+        impl StopReason {
+            /// Every reason.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            /// The reason with this number; `None` for a number of another version.
+            #[must_use]
+            pub const fn from_number(number: u8) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+
+            /// The name under which it is counted.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+
+stop_reasons! {
+    /// The outermost frame was reached.
+    Complete = 0, "complete";
+    /// The thread has no user stack: a kernel thread, or one that is exiting.
+    NoUserStack = 1, "no_user_stack";
+    /// The process has no range table yet.
+    NoTable = 2, "no_table";
+    /// The pc is in no range of the process.
+    NoRange = 3, "no_range";
+    /// There is CFI at the pc that a row can't express.
+    UnsupportedCfi = 4, "unsupported_cfi";
+    /// The stack could not be read where the return address should be.
+    UnreadableStack = 5, "unreadable_stack";
+    /// The return address is claimed in a register that only the first frame has.
+    ReturnAddressLost = 6, "return_address_lost";
+    /// No CFI, and the frame pointer does not point up the stack.
+    NoFramePointer = 7, "no_frame_pointer";
+    /// More frames than `MAX_USER_FRAMES`.
+    TooDeep = 8, "too_deep";
+    /// A 32-bit process: not unwound.
+    Process32Bit = 9, "32_bit_process";
+    /// The stack copy that came with the sample ended before the stack did.
+    StackCopyEnded = 10, "stack_copy_ended";
+    /// The mappings of the process changed between unwinding and sample.
+    MappingChanged = 11, "mapping_changed";
+    /// The executable at the pc could not be read or has no usable table.
+    NoUnwindTable = 12, "no_unwind_table";
+    /// The pc is in no executable mapping: not an address of code.
+    NotCode = 13, "not_code";
+}
+
+impl StopReason {
+    /// Whether user space can go on from the registers and the stack copy of the record.
+    #[must_use]
+    pub const fn can_go_on(self) -> bool {
+        matches!(self, Self::NoTable | Self::NoRange)
+    }
+}
+
+/// The header of a record, decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SampleHeader {
+    /// When the sample was taken.
+    pub time: MonotonicNs,
+    /// The process.
+    pub pid: Pid,
+    /// The thread.
+    pub tid: Tid,
+    /// The CPU.
+    pub cpu: Cpu,
+    /// The state of the process's mappings that it was unwound with; 0 when there was none.
+    pub generation: u32,
+    /// The thread's name, padded with NUL.
+    pub comm: [u8; 16],
+    /// Whether the sample hit kernel mode.
+    pub kernel_mode: bool,
+    /// Why the user stack ends.
+    pub stop: StopReason,
+    /// pc, sp, fp, lr at the last user frame.
+    pub registers: [u64; 4],
+}
+
+/// A decoded record, borrowing its frames.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample<'a> {
+    /// The fixed part.
+    pub header: SampleHeader,
+    /// Kernel frames, leaf first, without user frames.
+    pub kernel_frames: &'a [u64],
+    /// User frames, leaf first, with `FRAME_EXACT` and `FRAME_BY_FRAME_POINTER`.
+    pub user_frames: &'a [u64],
+    /// The stack from `registers[1]` (sp) upwards, in words.
+    pub stack: &'a [u64],
+}
+
+/// Why a record could not be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Fewer words than the header says, or than a header has.
+    TooShort {
+        /// Words that should be there.
+        needed: usize,
+        /// Words that are there.
+        found: usize,
+    },
+    /// The first byte is no kind that this version knows.
+    UnknownKind(u8),
+    /// The stop reason is none that this version knows.
+    UnknownStop(u8),
+    /// A length is over its limit.
+    OverLimit(&'static str, usize),
+}
+
+impl<'a> Sample<'a> {
+    /// Decodes a record.
+    ///
+    /// # Errors
+    /// When it is too short, of an unknown kind, or claims lengths over the limits.
+    #[expect(clippy::cast_possible_truncation, reason = "fields are cut out of words")]
+    pub fn decode(words: &'a [u64]) -> Result<Self, DecodeError> {
+        let found = words.len();
+        if found < HEADER_WORDS {
+            return Err(DecodeError::TooShort { needed: HEADER_WORDS, found });
+        }
+        let shape = words[word::SHAPE];
+        if shape as u8 != KIND_SAMPLE {
+            return Err(DecodeError::UnknownKind(shape as u8));
+        }
+        let stop = StopReason::from_number((shape >> 16) as u8).ok_or(DecodeError::UnknownStop((shape >> 16) as u8))?;
+        let kernel = (shape >> 32) as u16 as usize;
+        let user = (shape >> 48) as u16 as usize;
+        let stack = (words[word::STACK_BYTES] as u32 / 8) as usize;
+        for (what, length, limit) in [
+            ("kernel frames", kernel, MAX_KERNEL_FRAMES),
+            ("user frames", user, MAX_USER_FRAMES),
+            ("stack words", stack, MAX_STACK_COPY_BYTES / 8),
+        ] {
+            if length > limit {
+                return Err(DecodeError::OverLimit(what, length));
+            }
+        }
+        let needed = HEADER_WORDS + kernel + user + stack;
+        if found < needed {
+            return Err(DecodeError::TooShort { needed, found });
+        }
+        let (kernel_frames, rest) = words[HEADER_WORDS..needed].split_at(kernel);
+        let (user_frames, stack) = rest.split_at(user);
+        let mut comm = [0; 16];
+        comm[..8].copy_from_slice(&words[word::COMM].to_ne_bytes());
+        comm[8..].copy_from_slice(&words[word::COMM + 1].to_ne_bytes());
+        let header = SampleHeader {
+            time: MonotonicNs(words[word::TIME_NS]),
+            pid: Pid(words[word::PID_TID] as u32),
+            tid: Tid((words[word::PID_TID] >> 32) as u32),
+            cpu: Cpu(words[word::CPU_GENERATION] as u32),
+            generation: (words[word::CPU_GENERATION] >> 32) as u32,
+            comm,
+            kernel_mode: (shape >> 8) as u8 & FLAG_KERNEL_MODE != 0,
+            stop,
+            registers: [
+                words[word::REGISTERS],
+                words[word::REGISTERS + 1],
+                words[word::REGISTERS + 2],
+                words[word::REGISTERS + 3],
+            ],
+        };
+        Ok(Self { header, kernel_frames, user_frames, stack })
+    }
+}
+
+/// The first word of a record.
+#[must_use]
+pub const fn shape_word(flags: u64, stop: u64, kernel_frames: u64, user_frames: u64) -> u64 {
+    KIND_SAMPLE as u64 | flags << 8 | stop << 16 | kernel_frames << 32 | user_frames << 48
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kernel: &[u64], user: &[u64], stack: &[u64], into: &mut [u64]) -> usize {
+        into[word::SHAPE] = shape_word(
+            u64::from(FLAG_KERNEL_MODE),
+            StopReason::NoTable as u64,
+            kernel.len() as u64,
+            user.len() as u64,
+        );
+        into[word::TIME_NS] = 5;
+        into[word::PID_TID] = 7 | 8 << 32;
+        into[word::CPU_GENERATION] = 3 | 9 << 32;
+        into[word::COMM] = u64::from_ne_bytes(*b"threadna");
+        into[word::COMM + 1] = u64::from_ne_bytes(*b"me\0\0\0\0\0\0");
+        into[word::STACK_BYTES] = stack.len() as u64 * 8;
+        let mut at = HEADER_WORDS;
+        for part in [kernel, user, stack] {
+            into[at..at + part.len()].copy_from_slice(part);
+            at += part.len();
+        }
+        at
+    }
+
+    #[test]
+    fn decodes_what_was_written() {
+        let mut words = [0; 64];
+        let length = record(&[1, 2], &[3 | FRAME_EXACT, 4], &[5, 6, 7], &mut words);
+        let sample = Sample::decode(&words[..length]).unwrap();
+        assert_eq!(sample.kernel_frames, [1, 2]);
+        assert_eq!(sample.user_frames, [3 | FRAME_EXACT, 4]);
+        assert_eq!(sample.stack, [5, 6, 7]);
+        assert_eq!((sample.header.pid, sample.header.tid), (Pid(7), Tid(8)));
+        assert_eq!((sample.header.cpu, sample.header.generation), (Cpu(3), 9));
+        assert_eq!(&sample.header.comm, b"threadname\0\0\0\0\0\0");
+        assert!(sample.header.kernel_mode);
+        assert_eq!(sample.header.stop, StopReason::NoTable);
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let mut words = [0; 64];
+        let length = record(&[1, 2], &[3], &[], &mut words);
+        for cut in 0..length {
+            assert!(matches!(Sample::decode(&words[..cut]), Err(DecodeError::TooShort { .. })));
+        }
+        words[word::STACK_BYTES] = u64::MAX;
+        assert!(matches!(Sample::decode(&words), Err(DecodeError::OverLimit("stack words", _))));
+        words[word::SHAPE] = 0xff_0000 | u64::from(KIND_SAMPLE);
+        assert_eq!(Sample::decode(&words).unwrap_err(), DecodeError::UnknownStop(0xff));
+        words[word::SHAPE] = 1;
+        assert_eq!(Sample::decode(&words).unwrap_err(), DecodeError::UnknownKind(1));
+    }
+}

@@ -1,0 +1,154 @@
+//! Unwind rows: where the caller's registers are, for every address of an executable.
+//!
+//! A row is one `u64`: the offset of its first instruction from the start of its part in the high
+//! half, its [`Rule`] in the low half. So sorted rows are sorted numbers, and the row of an offset
+//! is the last one that is at most `offset << 32 | 0xffff_ffff`.
+
+/// One row: `pc_offset << 32 | rule`. `pc_offset` is below 2^31, so a row is a positive `i64`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Row(pub u64);
+
+impl Row {
+    /// The largest offset from the start of a part.
+    pub const MAX_PC_OFFSET: u32 = i32::MAX as u32;
+
+    /// The row that holds from `pc_offset` (at most [`Self::MAX_PC_OFFSET`]) up to the next row.
+    #[must_use]
+    pub const fn new(pc_offset: u32, rule: Rule) -> Self {
+        Self(((pc_offset & Self::MAX_PC_OFFSET) as u64) << 32 | rule.0 as u64)
+    }
+
+    /// Bytes from the start of the part to the first instruction of this row.
+    #[must_use]
+    pub const fn pc_offset(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// How to step over a frame whose pc is in this row.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is the rule")]
+    pub const fn rule(self) -> Rule {
+        Rule(self.0 as u32)
+    }
+
+    /// What the row search compares with: not below any row that starts at `pc_offset` or before.
+    #[must_use]
+    pub const fn search_key(pc_offset: u64) -> u64 {
+        (pc_offset << 32 | 0xffff_ffff) & (u64::MAX >> 1)
+    }
+}
+
+/// How to step over one frame: `flags << 24 | slot << 16 | cfa_offset_by_8`.
+///
+/// | field | x86_64 | aarch64 |
+/// |---|---|---|
+/// | `cfa_offset_by_8`, i16 | CFA = base + 8 x this (see `DEREF`) | the same |
+/// | `slot` | u8: the caller's rbp is at CFA - 8 x slot; 0: unchanged; 1: unknown | i8: the return address is at origin + 8 x slot |
+/// | `flags` | see the constants | see the constants |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Rule(pub u32);
+
+/// The base register is the frame pointer (rbp, x29), otherwise the stack pointer.
+pub const BASE_FP: u8 = 1 << 0;
+/// x86_64: the CFA is not `base + offset` but the word that is stored there
+/// (realigned frames of gcc, CFA expressions of OpenSSL and OCaml).
+pub const DEREF: u8 = 1 << 1;
+/// x86_64, with [`DEREF`]: 8 is added to the word that was read.
+pub const DEREF_ADD_8: u8 = 1 << 2;
+/// A signal frame: registers come from the `ucontext` that the kernel wrote, and the pc found there
+/// is where the interrupted code was, not a return address.
+pub const SIGNAL: u8 = 1 << 3;
+/// x86_64, with [`DEREF`]: the caller's rbp is the word at rbp (realigned frames of gcc).
+pub const FP_AT_FP: u8 = 1 << 4;
+/// aarch64: the return address is in x30. Valid in the first frame and after a signal frame.
+pub const RA_IN_LR: u8 = 1 << 1;
+/// aarch64: the caller's x29 is 8 bytes below the return address; otherwise x29 is unchanged.
+pub const FP_SAVED: u8 = 1 << 2;
+/// aarch64: the return address's slot counts from the base register, otherwise from the CFA.
+pub const RA_FROM_BASE: u8 = 1 << 4;
+/// No CFI covers this code: the step is the frame-pointer convention, and the frame says so.
+pub const BY_FRAME_POINTER: u8 = 1 << 5;
+/// The outermost frame (`DW_CFA_undefined` of the return address).
+pub const END: u8 = 1 << 6;
+/// There is CFI here that a row can't express.
+pub const UNSUPPORTED: u8 = 1 << 7;
+
+/// x86_64: the value of `slot` for "the caller's rbp is not known".
+pub const SLOT_FP_UNKNOWN: u8 = 1;
+/// x86_64: the largest `slot`: as many words are read in one piece.
+pub const MAX_SLOT: u8 = 63;
+
+impl Rule {
+    /// Packs a rule. `cfa_offset_by_8` is in units of 8 bytes; `slot` as the table above says.
+    #[must_use]
+    pub const fn new(flags: u8, slot: u8, cfa_offset_by_8: i16) -> Self {
+        Self((flags as u32) << 24 | (slot as u32) << 16 | cfa_offset_by_8 as u16 as u32)
+    }
+
+    /// The outermost frame: nothing called it.
+    pub const END: Self = Self::new(END, 0, 0);
+    /// CFI that a row can't express: the stack is cut here.
+    pub const UNSUPPORTED: Self = Self::new(UNSUPPORTED, 0, 0);
+    /// x86_64 by the frame pointer: `push rbp; mov rbp, rsp`.
+    pub const X86_64_FRAME_POINTER: Self = Self::new(BASE_FP | BY_FRAME_POINTER, 2, 2);
+    /// x86_64 signal frame. At its return trampoline rsp is at the `ucontext`; rbp is at +120, rsp
+    /// at +160, rip at +168 (`struct sigcontext_64`, linux/arch/x86/include/uapi/asm/sigcontext.h):
+    /// seven words that end at "CFA" = rsp + 176.
+    pub const X86_64_SIGNAL: Self = Self::new(SIGNAL, 7, 22);
+    /// aarch64 by the frame record: x29 points at {caller's x29, return address} (AAPCS64 6.4.6).
+    pub const AARCH64_FRAME_POINTER: Self =
+        Self::new(BASE_FP | FP_SAVED | RA_FROM_BASE | BY_FRAME_POINTER, 1, 2);
+    /// aarch64 signal frame. At its return trampoline sp is at `struct rt_sigframe`: 128 bytes of
+    /// siginfo, then the `ucontext`, whose `regs` begin at 184: x29 at sp + 544, x30, sp, pc follow
+    /// (linux/arch/arm64/kernel/signal.c).
+    pub const AARCH64_SIGNAL: Self = Self::new(SIGNAL, 0, 72);
+
+    /// The flags.
+    #[must_use]
+    pub const fn flags(self) -> u8 {
+        (self.0 >> 24) as u8
+    }
+
+    /// The slot, as the table above says.
+    #[must_use]
+    pub const fn slot(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    /// The CFA's distance from its base, in units of 8 bytes.
+    #[must_use]
+    pub const fn cfa_offset_by_8(self) -> i16 {
+        self.0 as i16
+    }
+
+    /// Whether the step over this frame rests on CFI.
+    #[must_use]
+    pub const fn by_frame_pointer(self) -> bool {
+        self.flags() & BY_FRAME_POINTER != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_survive_packing() {
+        for (flags, slot, offset) in [(0, 0, 1), (0xff, 0xff, -1), (BASE_FP, 7, i16::MIN), (END, 63, i16::MAX)] {
+            let row = Row::new(0x7fff_ffff, Rule::new(flags, slot, offset));
+            assert_eq!(row.pc_offset(), 0x7fff_ffff);
+            let rule = row.rule();
+            assert_eq!((rule.flags(), rule.slot(), rule.cfa_offset_by_8()), (flags, slot, offset));
+            assert!(row.0.cast_signed() >= 0);
+        }
+    }
+
+    #[test]
+    fn search_key_is_at_or_above_its_row_and_below_the_next() {
+        let worst = Rule(u32::MAX);
+        assert!(Row::search_key(5) >= Row::new(5, worst).0);
+        assert!(Row::search_key(5) < Row::new(6, Rule(0)).0);
+    }
+}

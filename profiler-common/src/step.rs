@@ -1,0 +1,356 @@
+//! One step of unwinding: a rule and the registers of a frame give the registers of its caller.
+//!
+//! The same code runs in the kernel program, in user space and in tests. It is written without
+//! branches where it can be: each one would double the paths that the kernel's verifier follows.
+//! A [`Machine`] brings the memory and, in the kernel, the barrier that keeps LLVM from turning the
+//! arithmetic back into branches.
+
+use crate::record::StopReason;
+use crate::row::{
+    BASE_FP, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE, RA_IN_LR,
+    SIGNAL, UNSUPPORTED,
+};
+
+/// The registers of a frame that unwinding needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Registers {
+    /// The program counter.
+    pub pc: u64,
+    /// The stack pointer.
+    pub sp: u64,
+    /// The frame pointer: rbp, x29.
+    pub fp: u64,
+    /// aarch64: the link register x30, valid only where `exact` is 1.
+    pub lr: u64,
+    /// 1: the pc is where the code was. 0: it is a return address, so the call is at `pc - 1`.
+    pub exact: u64,
+}
+
+impl Registers {
+    /// The address to look up: inside the call instruction for a return address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lookup_pc(&self) -> u64 {
+        self.pc.wrapping_sub(1).wrapping_add(self.exact)
+    }
+}
+
+/// The memory of the thread that is unwound.
+pub trait Machine {
+    /// A value that the optimizer knows nothing about. The identity outside the kernel.
+    #[inline(always)]
+    fn opaque(value: u64) -> u64 {
+        value
+    }
+
+    /// Reads `words` words (1 to [`MAX_SLOT`]) at `address` into the buffer behind [`Self::word`].
+    /// Returns 0, or 1 when they could not be read; the buffer's contents are then of no use.
+    fn read(&mut self, address: u64, words: u64) -> u64;
+
+    /// A word that the last [`Self::read`] brought. Any index is allowed; one beyond what was read
+    /// gives a value of no use.
+    fn word(&self, index: u64) -> u64;
+}
+
+/// In the result of a step: the frame was the outermost one.
+pub const STOP_END: u64 = 1 << 0;
+/// In the result of a step: the rule can't be followed.
+pub const STOP_UNSUPPORTED: u64 = 1 << 1;
+/// In the result of a step: the return address is in a register that is gone.
+pub const STOP_RETURN_ADDRESS_LOST: u64 = 1 << 2;
+/// In the result of a step: the frame pointer does not point up the stack.
+pub const STOP_NO_FRAME_POINTER: u64 = 1 << 3;
+/// In the result of a step: the stack could not be read, or the CFA does not lie above sp.
+pub const STOP_UNREADABLE: u64 = 1 << 4;
+
+/// What a result other than 0 means; the first of the reasons that apply.
+#[inline(always)]
+#[must_use]
+pub const fn stop_reason(stop: u64) -> StopReason {
+    if stop & STOP_END != 0 {
+        StopReason::Complete
+    } else if stop & STOP_UNSUPPORTED != 0 {
+        StopReason::UnsupportedCfi
+    } else if stop & STOP_RETURN_ADDRESS_LOST != 0 {
+        StopReason::ReturnAddressLost
+    } else if stop & STOP_NO_FRAME_POINTER != 0 {
+        StopReason::NoFramePointer
+    } else {
+        StopReason::UnreadableStack
+    }
+}
+
+/// 1 when the flag is set in the rule, else 0.
+#[inline(always)]
+fn flag(rule: u64, flag: u8) -> u64 {
+    rule >> (24 + flag.trailing_zeros()) & 1
+}
+
+/// `a` when `condition` is 1, `b` when it is 0.
+#[inline(always)]
+fn select<M: Machine>(condition: u64, a: u64, b: u64) -> u64 {
+    b ^ ((a ^ b) & M::opaque(0u64.wrapping_sub(condition)))
+}
+
+/// 1 when `a < b`, for numbers below 2^63.
+#[inline(always)]
+fn less<M: Machine>(a: u64, b: u64) -> u64 {
+    M::opaque(M::opaque(a.wrapping_sub(b)) >> 63)
+}
+
+/// 1 when `a` is 0.
+#[inline(always)]
+fn is_zero<M: Machine>(a: u64) -> u64 {
+    1 ^ M::opaque(M::opaque(a | 0u64.wrapping_sub(a)) >> 63)
+}
+
+/// The CFA's distance from its base, in bytes.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are the field")]
+fn cfa_offset(rule: u64) -> u64 {
+    ((rule as u16).cast_signed() as i64 as u64) << 3
+}
+
+/// What is common to all architectures: where the rule says to stop, before anything is read.
+///
+/// A frame-pointer step needs a frame pointer at or above sp; 0 marks the outermost frame (System V
+/// ABI, x86-64 supplement 3.4.1; AAPCS64 6.4.6).
+#[inline(always)]
+fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
+    let guess = flag(rule, BY_FRAME_POINTER);
+    let outermost = is_zero::<M>(regs.fp) & guess;
+    flag(rule, END) * STOP_END
+        | outermost * STOP_END
+        | flag(rule, UNSUPPORTED) * STOP_UNSUPPORTED
+        | (guess & less::<M>(regs.fp, regs.sp)) * STOP_NO_FRAME_POINTER
+}
+
+/// One step on x86_64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not 0.
+#[inline(always)]
+#[must_use]
+pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M) -> u64 {
+    let rule = u64::from(rule);
+    let mut stop = stop_before::<M>(rule, regs);
+    let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
+    let mut cfa = base.wrapping_add(cfa_offset(rule));
+    let mut fp_elsewhere = 0;
+    let mut fp_found = 0;
+    let mut failed = 0;
+    // The one rule that reads twice. Rare, and a call costs more than the branch.
+    if rule & (DEREF as u64) << 24 != 0 {
+        failed |= machine.read(cfa, 1);
+        cfa = machine.word(0).wrapping_add(flag(rule, DEREF_ADD_8) * 8);
+        fp_elsewhere = flag(rule, FP_AT_FP);
+        failed |= machine.read(select::<M>(fp_elsewhere, regs.fp, cfa.wrapping_sub(8)), 1);
+        fp_found = machine.word(0);
+    }
+    let slot = rule >> 16 & u64::from(MAX_SLOT);
+    let unchanged = is_zero::<M>(slot);
+    let unknown = is_zero::<M>(slot ^ 1);
+    let signal = flag(rule, SIGNAL);
+    let words = M::opaque(slot | unchanged);
+    failed |= machine.read(cfa.wrapping_sub(words * 8), words);
+    failed |= less::<M>(cfa, regs.sp.wrapping_add(1));
+    stop |= failed * STOP_UNREADABLE;
+    let pc = machine.word(words.wrapping_sub(1));
+    // `struct sigcontext_64` holds rsp just before rip.
+    let sp = select::<M>(signal, machine.word(words.wrapping_sub(2)), cfa);
+    let fp = select::<M>(unchanged, regs.fp, machine.word(0));
+    let fp = select::<M>(unknown, 0, fp);
+    stop |= is_zero::<M>(pc | stop) * STOP_END;
+    if stop != 0 {
+        return stop;
+    }
+    *regs = Registers { pc, sp, fp: select::<M>(fp_elsewhere, fp_found, fp), lr: 0, exact: signal };
+    0
+}
+
+/// One step on aarch64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not
+/// 0. `pointer_auth_mask` holds the bits of a return address that are no address.
+#[inline(always)]
+#[must_use]
+pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M, pointer_auth_mask: u64) -> u64 {
+    let rule = u64::from(rule);
+    let mut stop = stop_before::<M>(rule, regs);
+    let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
+    let cfa = base.wrapping_add(cfa_offset(rule));
+    let signal = flag(rule, SIGNAL);
+    let in_lr = flag(rule, RA_IN_LR);
+    let fp_saved = flag(rule, FP_SAVED) | signal;
+    #[expect(clippy::cast_possible_truncation, reason = "the slot is the low byte")]
+    let slot = ((rule >> 16) as u8).cast_signed() as i64 as u64;
+    let origin = select::<M>(flag(rule, RA_FROM_BASE), base, cfa);
+    // A signal frame holds x29, x30, sp and pc in four words that end at the CFA.
+    let end = select::<M>(signal, cfa, origin.wrapping_add(slot << 3).wrapping_add(8));
+    let words = M::opaque(1 + fp_saved + signal * 2);
+    let failed = machine.read(select::<M>(in_lr, regs.sp, end.wrapping_sub(words * 8)), words) & (1 ^ in_lr);
+    let sinks = less::<M>(cfa, regs.sp.wrapping_add(1 ^ in_lr));
+    stop |= (failed | sinks) * STOP_UNREADABLE;
+    stop |= (in_lr & (1 ^ regs.exact)) * STOP_RETURN_ADDRESS_LOST;
+    let pc = select::<M>(in_lr, regs.lr, machine.word(words.wrapping_sub(1))) & !pointer_auth_mask;
+    let sp = select::<M>(signal, machine.word(2), cfa);
+    let fp = select::<M>(fp_saved, machine.word(0), regs.fp);
+    stop |= is_zero::<M>(pc | stop) * STOP_END;
+    if stop != 0 {
+        return stop;
+    }
+    *regs = Registers { pc, sp, fp, lr: machine.word(1), exact: signal };
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row::Rule;
+
+    const STACK: u64 = 0x7000;
+
+    /// A stack of 64 words from [`STACK`] on, each holding its own index + 100 unless set.
+    struct Stack {
+        words: [u64; 64],
+        read: [u64; 64],
+    }
+
+    impl Stack {
+        fn with(values: &[(u64, u64)]) -> Self {
+            let mut words = core::array::from_fn(|index| index as u64 + 100);
+            for &(address, value) in values {
+                words[((address - STACK) / 8) as usize] = value;
+            }
+            Self { words, read: [0; 64] }
+        }
+    }
+
+    impl Machine for Stack {
+        fn read(&mut self, address: u64, words: u64) -> u64 {
+            assert!((1..=u64::from(MAX_SLOT)).contains(&words));
+            let Some(index) = address.checked_sub(STACK).map(|distance| distance / 8) else { return 1 };
+            if index + words > 64 || address % 8 != 0 {
+                return 1;
+            }
+            for word in 0..words {
+                self.read[word as usize] = self.words[(index + word) as usize];
+            }
+            0
+        }
+
+        fn word(&self, index: u64) -> u64 {
+            self.read[(index & 63) as usize]
+        }
+    }
+
+    fn x86(rule: Rule, regs: Registers, stack: &[(u64, u64)]) -> Result<Registers, StopReason> {
+        let mut regs = regs;
+        match step_x86_64(rule.0, &mut regs, &mut Stack::with(stack)) {
+            0 => Ok(regs),
+            stop => Err(stop_reason(stop)),
+        }
+    }
+
+    fn arm(rule: Rule, regs: Registers, stack: &[(u64, u64)]) -> Result<Registers, StopReason> {
+        let mut regs = regs;
+        match step_aarch64(rule.0, &mut regs, &mut Stack::with(stack), 0x7f << 48) {
+            0 => Ok(regs),
+            stop => Err(stop_reason(stop)),
+        }
+    }
+
+    fn at(sp: u64, fp: u64) -> Registers {
+        Registers { pc: 0x1000, sp, fp, lr: 0x2222, exact: 1 }
+    }
+
+    #[test]
+    fn x86_64_leaf_without_frame() {
+        let caller = x86(Rule::new(0, 0, 1), at(STACK, 9), &[(STACK, 0x4000)]).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 8, fp: 9, lr: 0, exact: 0 });
+        assert_eq!(caller.lookup_pc(), 0x3fff);
+    }
+
+    #[test]
+    fn x86_64_saved_rbp_is_found_below_the_return_address() {
+        // sp + 64 is the CFA, rbp at CFA - 24.
+        let caller = x86(Rule::new(0, 3, 8), at(STACK, 9), &[(STACK + 56, 0x4000), (STACK + 40, 77)]).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 64, fp: 77, lr: 0, exact: 0 });
+        let caller = x86(Rule::new(0, 1, 8), at(STACK, 9), &[(STACK + 56, 0x4000)]).unwrap();
+        assert_eq!(caller.fp, 0, "an rbp that is not known is not kept");
+    }
+
+    #[test]
+    fn x86_64_frame_pointer_must_rise() {
+        let rule = Rule::X86_64_FRAME_POINTER;
+        let caller = x86(rule, at(STACK, STACK + 32), &[(STACK + 32, STACK + 64), (STACK + 40, 0x4000)]).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 48, fp: STACK + 64, lr: 0, exact: 0 });
+        assert_eq!(x86(rule, at(STACK + 40, STACK + 32), &[]), Err(StopReason::NoFramePointer));
+        assert_eq!(x86(rule, at(STACK, 0), &[]), Err(StopReason::Complete), "0 marks the outermost frame");
+        assert_eq!(x86(rule, at(STACK, STACK + 8000), &[]), Err(StopReason::UnreadableStack));
+    }
+
+    #[test]
+    fn x86_64_signal_frame_restores_what_was_interrupted() {
+        let values = [(STACK + 120, 0xb), (STACK + 160, 0x9000), (STACK + 168, 0x4444)];
+        let caller = x86(Rule::X86_64_SIGNAL, at(STACK, 9), &values).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0, exact: 1 });
+        assert_eq!(caller.lookup_pc(), 0x4444);
+    }
+
+    #[test]
+    fn x86_64_realigned_frame() {
+        // CFA = *(rbp - 8), caller's rbp at *rbp.
+        let rule = Rule::new(BASE_FP | DEREF | FP_AT_FP, 0, -1);
+        let values = [(STACK + 24, STACK + 80), (STACK + 32, 55), (STACK + 72, 0x4000)];
+        let caller = x86(rule, at(STACK, STACK + 32), &values).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 80, fp: 55, lr: 0, exact: 0 });
+    }
+
+    #[test]
+    fn x86_64_cfa_stored_on_the_stack() {
+        // CFA = *(rsp + 16) + 8, rbp at CFA - 24.
+        let rule = Rule::new(DEREF | DEREF_ADD_8, 3, 2);
+        let values = [(STACK + 16, STACK + 88), (STACK + 88, 0x4000), (STACK + 72, 55)];
+        let caller = x86(rule, at(STACK, 9), &values).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0, exact: 0 });
+    }
+
+    #[test]
+    fn x86_64_stops() {
+        assert_eq!(x86(Rule::END, at(STACK, 9), &[]), Err(StopReason::Complete));
+        assert_eq!(x86(Rule::UNSUPPORTED, at(STACK, 9), &[]), Err(StopReason::UnsupportedCfi));
+        assert_eq!(x86(Rule::new(0, 0, 1), at(STACK, 9), &[(STACK, 0)]), Err(StopReason::Complete));
+        assert_eq!(x86(Rule::new(0, 0, 1), at(STACK - 64, 9), &[]), Err(StopReason::UnreadableStack));
+        assert_eq!(x86(Rule::new(0, 0, -1), at(STACK + 64, 9), &[]), Err(StopReason::UnreadableStack), "CFA below sp");
+    }
+
+    #[test]
+    fn aarch64_return_address_in_the_link_register() {
+        let rule = Rule::new(RA_IN_LR, 0, 0);
+        let caller = arm(rule, at(STACK, 9), &[]).unwrap();
+        assert_eq!((caller.pc, caller.sp, caller.fp, caller.exact), (0x2222, STACK, 9, 0));
+        let caller = arm(Rule::new(RA_IN_LR, 0, 4), at(STACK, 9), &[]).unwrap();
+        assert_eq!((caller.pc, caller.sp), (0x2222, STACK + 32));
+        let not_leaf = Registers { exact: 0, ..at(STACK, 9) };
+        assert_eq!(arm(rule, not_leaf, &[]), Err(StopReason::ReturnAddressLost));
+    }
+
+    #[test]
+    fn aarch64_frame_record_counted_from_the_cfa_and_from_the_base() {
+        let signed = 0x4000 | 0x55 << 48;
+        let values = [(STACK + 16, 77), (STACK + 24, signed)];
+        for rule in [Rule::new(FP_SAVED, (-5i8).cast_unsigned(), 8), Rule::new(FP_SAVED | RA_FROM_BASE, 3, 8)] {
+            let caller = arm(rule, at(STACK, 9), &values).unwrap();
+            assert_eq!((caller.pc, caller.sp, caller.fp), (0x4000, STACK + 64, 77));
+        }
+    }
+
+    #[test]
+    fn aarch64_frame_pointer_and_signal() {
+        let rule = Rule::AARCH64_FRAME_POINTER;
+        let caller = arm(rule, at(STACK, STACK + 32), &[(STACK + 32, STACK + 64), (STACK + 40, 0x4000)]).unwrap();
+        assert_eq!((caller.pc, caller.sp, caller.fp), (0x4000, STACK + 48, STACK + 64));
+        assert_eq!(arm(rule, at(STACK, 0), &[]), Err(StopReason::Complete));
+        // The four words end at sp + 576; the test stack has 512 bytes, so sp lies below it.
+        let values = [(STACK + 32, 0xb), (STACK + 40, 0x3333), (STACK + 48, 0x9000), (STACK + 56, 0x4444)];
+        let caller = arm(Rule::AARCH64_SIGNAL, at(STACK + 64 - 576, 9), &values).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0x3333, exact: 1 });
+    }
+}
