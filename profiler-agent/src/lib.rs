@@ -1,1 +1,3 @@
-//! To be written.
+//! The agent: everything that touches the kernel, /proc, the clock, the disk or the network.
+
+pub mod kernel;

@@ -57,8 +57,8 @@ counters! {
     FilteredProcess Filtered "filtered_process";
     /// Samples that found the ring buffer full.
     LostRingFull Lost "lost_ring_full";
-    /// Samples that could not get the CPU's scratch memory: the program interrupted itself.
-    LostScratchBusy Lost "lost_scratch_busy";
+    /// Samples that found no scratch memory: a map look-up that cannot fail has failed.
+    LostNoScratch Lost "lost_no_scratch";
     /// Samples whose unwinder could not be called: a tail call failed.
     LostTailCall Lost "lost_tail_call";
     /// Records written to the ring buffer.

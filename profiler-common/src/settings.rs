@@ -37,8 +37,6 @@ settings! {
     TASK_STACK;
     /// `task_struct.mm`.
     TASK_MM;
-    /// `task_struct.pid`.
-    TASK_PID;
     /// `task_struct.tgid`.
     TASK_TGID;
     /// `task_struct.signal`.

@@ -1,0 +1,61 @@
+//! Everything that touches the kernel's tracing interfaces: the BPF object, its maps, perf events.
+//!
+//! This is the only folder of the agent with `unsafe` code and the only one that names `aya`.
+
+pub mod btf;
+mod check;
+pub mod counters;
+mod error;
+mod load;
+mod mapped;
+mod perf_event;
+mod programs;
+mod records;
+pub mod sideband;
+mod tables;
+
+pub use check::{check_frequency, check_support};
+pub use error::KernelError;
+pub use load::{Kernel, LoadOptions};
+pub use programs::{ProgramFigures, verifier_report};
+pub use records::Records;
+pub use tables::{Followed, Tables};
+
+/// The numbers of the online CPUs.
+///
+/// # Errors
+/// When `/sys/devices/system/cpu/online` can't be read or understood.
+pub fn online_cpus() -> Result<Vec<u32>, KernelError> {
+    const PATH: &str = "/sys/devices/system/cpu/online";
+    let text = std::fs::read_to_string(PATH)
+        .map_err(|source| KernelError::Read { path: PATH.to_owned(), source })?;
+    parse_cpu_list(text.trim()).ok_or_else(|| KernelError::Unexpected { path: PATH.to_owned(), found: text })
+}
+
+/// `0-3,5` as numbers; bounded by the kernel's `NR_CPUS` (at most 8192).
+fn parse_cpu_list(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        if last < first || last >= 8192 {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_cpu_list;
+
+    #[test]
+    fn cpu_lists() {
+        assert_eq!(parse_cpu_list("0-2,5").unwrap(), [0, 1, 2, 5]);
+        assert_eq!(parse_cpu_list("0").unwrap(), [0]);
+        for bad in ["", "1-", "3-1", "0-99999", "a"] {
+            assert_eq!(parse_cpu_list(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! Perf's sideband records: executable mappings, exec, fork and exit, as they happen.
+//!
+//! One dummy event a CPU writes them into its own ring; they carry `CLOCK_MONOTONIC` like the
+//! samples, so both can be put in order. Layout: "struct perf_event_header" and "enum
+//! perf_event_type" in linux/include/uapi/linux/perf_event.h.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::sync::atomic::Ordering;
+
+use profiler_common::address::{FileOffset, MonotonicNs, Pid, Tid, VirtualAddress};
+
+use super::KernelError;
+use super::mapped::Mapped;
+use super::perf_event::PerfEvent;
+
+/// A file as the kernel names it in a mapping: the device of its file system, inode, generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// Major number of the device.
+    pub device_major: u32,
+    /// Minor number of the device.
+    pub device_minor: u32,
+    /// The inode.
+    pub inode: u64,
+    /// The inode's generation; 0 where the file system has none.
+    pub generation: u64,
+}
+
+/// One executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The first address.
+    pub start: VirtualAddress,
+    /// The address after the last one.
+    pub end: VirtualAddress,
+    /// What of the file is mapped at `start`.
+    pub file_offset: FileOffset,
+    /// The file; zeroes when there is none.
+    pub file: FileId,
+    /// The path, as the kernel prints it; `//anon`, `[vdso]` and the like when there is no file.
+    pub path: OsString,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SidebandKind {
+    /// Code was mapped into a process.
+    Mapped(Mapping),
+    /// A process runs another program: all its mappings are gone.
+    Exec {
+        /// The thread's new name.
+        comm: String,
+    },
+    /// A thread was given another name.
+    Renamed {
+        /// The new name.
+        comm: String,
+    },
+    /// A thread was made, of the parent's process or of a new one.
+    Forked {
+        /// The process that made it.
+        parent: Pid,
+    },
+    /// A thread ended.
+    Exited,
+    /// The ring was full: so many records are missing.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// A sideband record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SidebandEvent {
+    /// When it happened.
+    pub time: MonotonicNs,
+    /// The process.
+    pub pid: Pid,
+    /// The thread.
+    pub tid: Tid,
+    /// What happened.
+    pub kind: SidebandKind,
+}
+
+const PAGE_BYTES: usize = 4096;
+/// Bytes of one CPU's ring, at most and at least; see the design's bound on all rings together.
+const MOST_RING_BYTES: usize = 512 << 10;
+const LEAST_RING_BYTES: usize = 32 << 10;
+/// `data_head` and `data_tail` in `struct perf_event_mmap_page`, in words.
+const DATA_HEAD: usize = 1024 / 8;
+const DATA_TAIL: usize = 1032 / 8;
+
+/// The sideband rings of all CPUs.
+pub struct Sideband {
+    rings: Vec<(PerfEvent, Mapped)>,
+}
+
+impl Sideband {
+    /// Opens one ring a CPU. All together have at most `most_bytes`, each at least 32 KiB; they are
+    /// halved while the kernel refuses (memlock limit).
+    pub(super) fn open(cpus: &[u32], most_bytes: usize) -> Result<Self, KernelError> {
+        let mut ring_bytes = MOST_RING_BYTES;
+        while ring_bytes > LEAST_RING_BYTES && ring_bytes * cpus.len() > most_bytes {
+            ring_bytes /= 2;
+        }
+        let page_bytes = rustix::param::page_size();
+        let mut rings = Vec::with_capacity(cpus.len());
+        for cpu in cpus {
+            let event = PerfEvent::sideband(*cpu)?;
+            let ring = loop {
+                match Mapped::new(event.fd(), page_bytes + ring_bytes) {
+                    Ok(ring) => break ring,
+                    Err(refused) if refused.kind() == io::ErrorKind::PermissionDenied && ring_bytes > PAGE_BYTES => {
+                        ring_bytes /= 2;
+                    }
+                    Err(source) => return Err(KernelError::System { what: "mmap of a perf ring", source }),
+                }
+            };
+            event.enable()?;
+            rings.push((event, ring));
+        }
+        Ok(Self { rings })
+    }
+
+    /// The descriptors to wait on.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.rings.iter().map(|(event, _ring)| event.fd().as_fd())
+    }
+
+    /// Bytes of all rings.
+    #[must_use]
+    pub fn ring_bytes(&self) -> usize {
+        self.rings.iter().map(|(_event, ring)| ring.length_words() * 8).sum()
+    }
+
+    /// Takes what waits in all rings; in order within each CPU only.
+    pub fn drain(&mut self, into: &mut Vec<SidebandEvent>) {
+        for (_event, ring) in &self.rings {
+            drain_ring(ring, into);
+        }
+    }
+}
+
+fn drain_ring(ring: &Mapped, into: &mut Vec<SidebandEvent>) {
+    let first = rustix::param::page_size() / 8;
+    let size = ring.length_words() - first;
+    let (Some(head), Some(tail)) = (ring.word(DATA_HEAD), ring.word(DATA_TAIL)) else { return };
+    // Acquire pairs with the kernel's write barrier before `data_head`; the release below says that
+    // we have read what is before the new tail.
+    let end = head.load(Ordering::Acquire);
+    let mut at = tail.load(Ordering::Relaxed);
+    let word = |position: u64| ring.load(first + (position / 8) as usize % size);
+    let mut record = Vec::with_capacity(64);
+    while at < end {
+        let length = (word(at) >> 48) as usize;
+        if length < 8 || length as u64 > end - at {
+            break;
+        }
+        record.clear();
+        record.extend((0..length.div_ceil(8) as u64).flat_map(|index| word(at + index * 8).to_ne_bytes()));
+        into.extend(decode(&record));
+        at += length as u64;
+    }
+    tail.store(end, Ordering::Release);
+}
+
+const RECORD_LOST: u32 = 2;
+const RECORD_COMM: u32 = 3;
+const RECORD_EXIT: u32 = 4;
+const RECORD_FORK: u32 = 7;
+const RECORD_MMAP2: u32 = 10;
+const MISC_COMM_EXEC: u16 = 1 << 13;
+const PROT_EXEC: u32 = 4;
+/// The trailer of every record: pid, tid, time, cpu, reserved.
+const TRAILER_BYTES: usize = 24;
+
+/// Decodes one record; `None` for kinds that we do not use and for what is too short.
+fn decode(record: &[u8]) -> Option<SidebandEvent> {
+    let kind = half(record, 0)?;
+    let misc = (half(record, 4)? & 0xffff) as u16;
+    let body_end = record.len().checked_sub(TRAILER_BYTES)?;
+    let time = MonotonicNs(whole(record, body_end + 8)?);
+    let body = record.get(8..body_end)?;
+    let (pid, tid) = (Pid(half(body, 0)?), Tid(half(body, 4)?));
+    let event = |pid, tid, kind| Some(SidebandEvent { time, pid, tid, kind });
+    match kind {
+        RECORD_MMAP2 => {
+            if half(body, 56)? & PROT_EXEC == 0 {
+                return None;
+            }
+            event(pid, tid, SidebandKind::Mapped(mapping(body)?))
+        }
+        RECORD_COMM => {
+            let comm = String::from_utf8_lossy(until_nul(body.get(8..)?)).into_owned();
+            let exec = misc & MISC_COMM_EXEC != 0;
+            event(pid, tid, if exec { SidebandKind::Exec { comm } } else { SidebandKind::Renamed { comm } })
+        }
+        // pid, ppid, tid, ptid
+        RECORD_FORK => event(pid, Tid(half(body, 8)?), SidebandKind::Forked { parent: Pid(half(body, 4)?) }),
+        RECORD_EXIT => event(pid, Tid(half(body, 8)?), SidebandKind::Exited),
+        RECORD_LOST => event(Pid(0), Tid(0), SidebandKind::Lost { count: whole(body, 8)? }),
+        _ => None,
+    }
+}
+
+fn mapping(body: &[u8]) -> Option<Mapping> {
+    let (start, length) = (whole(body, 8)?, whole(body, 16)?);
+    Some(Mapping {
+        start: VirtualAddress(start),
+        end: VirtualAddress(start.checked_add(length)?),
+        file_offset: FileOffset(whole(body, 24)?),
+        file: FileId {
+            device_major: half(body, 32)?,
+            device_minor: half(body, 36)?,
+            inode: whole(body, 40)?,
+            generation: whole(body, 48)?,
+        },
+        path: OsString::from_vec(until_nul(body.get(64..)?).to_vec()),
+    })
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn whole(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u32, misc: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = kind.to_ne_bytes().to_vec();
+        bytes.extend(misc.to_ne_bytes());
+        bytes.extend(body);
+        for word in [7 | 8 << 32, 55, 1] {
+            bytes.extend(u64::to_ne_bytes(word));
+        }
+        bytes
+    }
+
+    fn mmap2(prot: u32) -> Vec<u8> {
+        let mut body = Vec::new();
+        for word in [7 | 8 << 32, 0x1000, 0x2000, 0x3000, 8 | 1 << 32, 42, 9, u64::from(prot)] {
+            body.extend(u64::to_ne_bytes(word));
+        }
+        body.extend(b"/lib/a.so\0\0\0\0\0\0\0");
+        record(RECORD_MMAP2, 0, &body)
+    }
+
+    #[test]
+    fn executable_mappings_are_decoded_and_others_skipped() {
+        let event = decode(&mmap2(5)).unwrap();
+        assert_eq!((event.time, event.pid, event.tid), (MonotonicNs(55), Pid(7), Tid(8)));
+        let file = FileId { device_major: 8, device_minor: 1, inode: 42, generation: 9 };
+        let path = OsString::from("/lib/a.so");
+        let (start, end, file_offset) = (VirtualAddress(0x1000), VirtualAddress(0x3000), FileOffset(0x3000));
+        assert_eq!(event.kind, SidebandKind::Mapped(Mapping { start, end, file_offset, file, path }));
+        assert_eq!(decode(&mmap2(3)), None);
+    }
+
+    #[test]
+    fn exec_is_told_from_a_new_name() {
+        let mut body = (7 | 8u64 << 32).to_ne_bytes().to_vec();
+        body.extend(b"sleep\0\0\0");
+        let comm = "sleep".to_owned();
+        let kind = |misc| decode(&record(RECORD_COMM, misc, &body)).unwrap().kind;
+        assert_eq!(kind(u32::from(MISC_COMM_EXEC)), SidebandKind::Exec { comm: comm.clone() });
+        assert_eq!(kind(0), SidebandKind::Renamed { comm });
+    }
+
+    #[test]
+    fn cut_records_are_no_events() {
+        let whole = mmap2(5);
+        for cut in 0..64 {
+            assert_eq!(decode(&whole[..cut]), None);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The binary `spanflame`.
+fn main() {
+    println!("{:#?}", profiler_agent::kernel::verifier_report());
+}

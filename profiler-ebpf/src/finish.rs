@@ -1,0 +1,78 @@
+//! The end of a sample: the stack copy where unwinding could not go on, and the record's way out.
+
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use profiler_common::counter::Counter;
+use profiler_common::limits::{MAX_STACK_COPY_BYTES, SCRATCH_WORDS};
+use profiler_common::range::ProcessEntry;
+use profiler_common::record::{FLAG_KERNEL_MODE, HEADER_WORDS, StopReason, shape_word, word};
+
+use crate::barrier::opaque;
+use crate::maps::{RECORDS, Walk, count};
+use crate::settings;
+
+const PAGE_BYTES: u64 = 4096;
+const RECORD_BYTES: u64 = SCRATCH_WORDS as u64 * 8;
+
+/// Completes the header, copies the stack if user space can make use of it, and writes the record.
+#[inline(always)]
+pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopReason) {
+    let kernel_frames = walk.kernel_frames;
+    let user_frames = walk.user_frames;
+    let flags = if kernel_frames > 0 { u64::from(FLAG_KERNEL_MODE) } else { 0 };
+    record[word::SHAPE] = shape_word(flags, stop as u64, kernel_frames, user_frames);
+    record[word::CPU_GENERATION] |= u64::from(walk.process.generation) << 32;
+    record[word::REGISTERS] = walk.registers.pc;
+    record[word::REGISTERS + 1] = walk.registers.sp;
+    record[word::REGISTERS + 2] = walk.registers.fp;
+    record[word::REGISTERS + 3] = walk.registers.lr;
+    let used = (HEADER_WORDS as u64 + kernel_frames + user_frames) * 8;
+    let copied = if stop.can_go_on() && walk.process.flags & ProcessEntry::NO_STACK_COPY == 0 {
+        copy_stack(record, used, walk.registers.sp)
+    } else {
+        0
+    };
+    record[word::STACK_BYTES] = copied;
+    write(record, used + copied);
+}
+
+/// Copies the stack from `sp` upwards behind the `used` bytes of the record, page by page until a
+/// page can't be read. Returns the bytes copied.
+#[inline(always)]
+fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, sp: u64) -> u64 {
+    let mut copied = 0;
+    let mut left = opaque(MAX_STACK_COPY_BYTES as u64 / PAGE_BYTES + 1);
+    while left != 0 {
+        left -= 1;
+        let from = sp.wrapping_add(copied);
+        let rest = MAX_STACK_COPY_BYTES as u64 - copied;
+        let in_page = PAGE_BYTES - (from & (PAGE_BYTES - 1));
+        let bytes = opaque(if in_page < rest { in_page } else { rest }) & !7;
+        let to = opaque(used + copied);
+        if bytes == 0 || bytes > PAGE_BYTES || to > RECORD_BYTES - PAGE_BYTES {
+            break;
+        }
+        // SAFETY: `to + bytes` is at most `RECORD_BYTES`, by the two tests above.
+        let target = unsafe { record.as_mut_ptr().cast::<u8>().add(to as usize) };
+        // SAFETY: `target` has room for `bytes` bytes; the helper checks the address.
+        if unsafe { bpf_probe_read_user(target.cast(), bytes as u32, from as *const _) } != 0 {
+            break;
+        }
+        copied += bytes;
+    }
+    copied
+}
+
+/// Hands the first `bytes` bytes of the record to user space, which is woken only when much waits.
+#[inline(always)]
+fn write(record: &[u64; SCRATCH_WORDS], bytes: u64) {
+    let waiting = RECORDS.query(u64::from(BPF_RB_AVAIL_DATA));
+    let wake_up = if waiting >= settings::wake_up_bytes() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let bytes = opaque(bytes) & (RECORD_BYTES - 1);
+    // SAFETY: `bytes` is below the size of the record.
+    let record = unsafe { core::slice::from_raw_parts(record.as_ptr().cast::<u8>(), bytes as usize) };
+    match RECORDS.output::<[u8]>(record, u64::from(wake_up)) {
+        Ok(()) => count(Counter::SamplesDelivered),
+        Err(_full) => count(Counter::LostRingFull),
+    }
+}

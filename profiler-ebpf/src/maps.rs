@@ -1,0 +1,77 @@
+//! The maps. User space sets the sizes of `ROWS`, `RANGES` and `RECORDS` before it loads the object.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
+use profiler_common::counter::{COUNT, Counter};
+use profiler_common::limits::{CHUNK_BYTES, MAX_PROCESSES, SCRATCH_WORDS};
+use profiler_common::range::ProcessEntry;
+use profiler_common::step::Registers;
+
+/// A chunk of rows or ranges.
+pub(crate) type Chunk = [u64; CHUNK_BYTES / 8];
+
+/// The walk that a CPU is on, between two runs of the unwinder.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// The registers of the frame to unwind next.
+    pub(crate) registers: Registers,
+    /// Where the process's ranges are.
+    pub(crate) process: ProcessEntry,
+    /// Kernel frames in the record; the user frames follow them.
+    pub(crate) kernel_frames: u64,
+    /// User frames in the record.
+    pub(crate) user_frames: u64,
+    /// Runs of the unwinder so far.
+    pub(crate) runs: u64,
+    /// `FRAME_BY_FRAME_POINTER` for the next frame, or 0.
+    pub(crate) how: u64,
+    /// What the last read of user memory brought.
+    pub(crate) read: [u64; 64],
+}
+
+/// Unwind rows of all executables.
+#[map]
+pub(crate) static ROWS: Array<Chunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Range tables of all processes.
+#[map]
+pub(crate) static RANGES: Array<Chunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Where the range table of a process is.
+#[map]
+pub(crate) static PROCESSES: HashMap<u32, ProcessEntry> = HashMap::with_max_entries(MAX_PROCESSES as u32, 0);
+
+/// The processes to sample unless all are: 1, or 0 while its first exec is awaited.
+#[map]
+pub(crate) static FOLLOWED: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES as u32, 0);
+
+/// The record that a CPU is making.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS]> = PerCpuArray::with_max_entries(1, 0);
+
+/// The walk that a CPU is on.
+#[map]
+pub(crate) static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+
+/// What `profiler_common::counter::Counter` names.
+#[map]
+static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNT as u32, 0);
+
+/// Index 0: the unwinder.
+#[map]
+pub(crate) static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Finished records, on their way to user space.
+#[map]
+pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Adds one to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU value that only programs on this CPU write; perf and tracepoint
+        // programs do not interrupt each other within one program kind (`bpf_prog_active`).
+        unsafe { *value += 1 };
+    }
+}
