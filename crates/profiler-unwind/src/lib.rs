@@ -1,1 +1,33 @@
-//! To be written.
+//! Unwind tables: the bytes of an ELF file in, sorted rows for every address of its code out.
+//!
+//! [`build`] reads headers and call frame information through [`ReadAt`], never the whole file, and
+//! turns each row of the CFI into one of the kernel program's rules ([`profiler_common::row`]). The
+//! parts of an [`UnwindTable`] cover every executable segment without a hole: what no CFI covers is
+//! unwound by the frame pointer and says so, what a rule can't express is marked and counted.
+//!
+//! Pure: no I/O of its own, no `unsafe`. The file may be hostile: every length has a bound, and the
+//! time is linear in the size of the CFI.
+#![forbid(unsafe_code)]
+
+mod aarch64;
+mod bytes;
+mod cfi;
+mod elf;
+mod error;
+mod expression;
+mod plt;
+mod read;
+mod section;
+mod segment;
+mod spans;
+mod state;
+mod table;
+mod tiles;
+mod trampoline;
+mod x86_64;
+
+pub use error::{BuildError, ReadError};
+pub use profiler_common::step::*;
+pub use read::ReadAt;
+pub use segment::{Arch, Segment, bias_of_mapping};
+pub use table::{Part, Problems, UnwindTable, build, lookup};

@@ -1,0 +1,272 @@
+//! The unwind table of a file, and how it is built.
+
+use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_frame, eh_frame};
+use crate::elf::Elf;
+use crate::error::BuildError;
+use crate::plt;
+use crate::read::ReadAt;
+use crate::section::{self, Loaded};
+use crate::segment::{Arch, Segment};
+use crate::spans::{self, Span};
+use crate::tiles::Tiles;
+use crate::trampoline;
+use profiler_common::address::Svma;
+use profiler_common::row::{Row, Rule};
+
+/// Code is aligned to this many bytes. A shorter hole up to such an address is padding.
+const CODE_ALIGNMENT: u64 = 16;
+
+/// How to unwind the addresses `[start, end)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The first address.
+    pub start: Svma,
+    /// The address after the last one; at most [`Row::MAX_PC_OFFSET`] above `start`.
+    pub end: Svma,
+    /// 1 to [`profiler_common::limits::MAX_SEARCHED`] rows in ascending order, the first at offset
+    /// 0, each at another offset below `end - start`. Neighbours have different rules.
+    pub rows: Vec<Row>,
+}
+
+/// What of a file's call frame information did not become rows that unwind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Problems {
+    /// Sections that are there but can't be used: compressed, or their headers can't be read.
+    pub sections_unusable: u64,
+    /// Entries of which not even the addresses can be read. Their code counts as not covered.
+    pub fdes_unreadable: u64,
+    /// FDEs whose program can't be read to its end. The rest of their code is cut.
+    pub fdes_cut: u64,
+    /// Rows of CFI read, before equal neighbours are merged.
+    pub cfi_rows: u64,
+    /// Rows whose CFA counts from another register than the stack and the frame pointer.
+    pub cfa_register: u64,
+    /// Rows whose CFA offset is no multiple of 8 or beyond 16 bits of words.
+    pub cfa_offset: u64,
+    /// Rows whose CFA is an expression of no known shape, or not stated.
+    pub cfa_expression: u64,
+    /// Rows whose return address is not where it is expected.
+    pub return_address: u64,
+    /// aarch64: rows whose frame pointer is not where it is expected.
+    pub frame_pointer: u64,
+    /// Signal frames that do not look like the kernel's.
+    pub signal_frame: u64,
+}
+
+impl Problems {
+    /// Rows of CFI that a rule can't express.
+    #[must_use]
+    pub const fn unsupported_rows(&self) -> u64 {
+        self.cfa_register
+            + self.cfa_offset
+            + self.cfa_expression
+            + self.return_address
+            + self.frame_pointer
+            + self.signal_frame
+    }
+
+    fn count(&mut self, cause: Unsupported) {
+        *match cause {
+            Unsupported::CfaRegister => &mut self.cfa_register,
+            Unsupported::CfaOffset => &mut self.cfa_offset,
+            Unsupported::CfaExpression => &mut self.cfa_expression,
+            Unsupported::ReturnAddress => &mut self.return_address,
+            Unsupported::FramePointer => &mut self.frame_pointer,
+            Unsupported::SignalFrame => &mut self.signal_frame,
+        } += 1;
+    }
+}
+
+/// How to unwind the code of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnwindTable {
+    /// Its architecture: which meaning the rules have.
+    pub arch: Arch,
+    /// Its GNU build id: 1 to 64 bytes, as a rule 20.
+    pub build_id: Option<Vec<u8>>,
+    /// Its loadable segments, in ascending order of addresses.
+    pub segments: Vec<Segment>,
+    /// Together they cover the memory of the executable segments, each address once, in ascending
+    /// order.
+    pub parts: Vec<Part>,
+    /// What could not be expressed.
+    pub problems: Problems,
+}
+
+impl UnwindTable {
+    /// The number of rows in all parts.
+    #[must_use]
+    pub fn row_count(&self) -> usize {
+        self.parts.iter().map(|part| part.rows.len()).sum()
+    }
+}
+
+/// Builds the unwind table of an ELF file for x86_64 or aarch64.
+///
+/// Of the file it reads the headers, the notes, the call frame information (256 MiB at most), and a
+/// little code that has none.
+///
+/// # Errors
+/// When the file is no such ELF file, a piece can't be read, or a bound is exceeded.
+pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
+    let elf = Elf::read(file)?;
+    let eh_frame_bytes = section::read_eh_frame(file, &elf)?;
+    let debug_frame_bytes = section::read_debug_frame(file, &elf)?;
+    let mut builder = Builder {
+        file,
+        elf: &elf,
+        tiles: Tiles::new(),
+        problems: Problems::default(),
+        search_left_bytes: trampoline::SEARCH_BUDGET_BYTES,
+    };
+    builder.problems.sections_unusable = u64::from(elf.sections_unreadable)
+        + u64::from(elf.eh_frame.is_some_and(|section| section.compressed))
+        + u64::from(elf.debug_frame.is_some_and(|section| section.compressed));
+    let bases = |loaded: &Loaded| gimli::BaseAddresses::default().set_eh_frame(loaded.svma.0).set_text(elf.text.0);
+    let mut sources = Sources {
+        eh_frame: CallFrames::new(
+            eh_frame(&eh_frame_bytes.bytes, elf.arch),
+            &eh_frame_bytes.bytes,
+            bases(&eh_frame_bytes),
+            elf.arch,
+        ),
+        debug_frame: CallFrames::new(
+            debug_frame(&debug_frame_bytes.bytes, elf.arch),
+            &debug_frame_bytes.bytes,
+            bases(&debug_frame_bytes),
+            elf.arch,
+        ),
+    };
+    let upper = builder.spans(&mut sources.eh_frame)?;
+    let lower = builder.spans(&mut sources.debug_frame)?;
+    builder.cover_segments(&mut sources, &spans::overlay(upper, lower))?;
+    let (parts, problems) = (builder.tiles.finish(), builder.problems);
+    Ok(UnwindTable { arch: elf.arch, build_id: elf.build_id, segments: elf.segments, parts, problems })
+}
+
+/// The rule for the code at `svma`; `None` outside the executable segments.
+#[must_use]
+pub fn lookup(table: &UnwindTable, svma: Svma) -> Option<Rule> {
+    let after = table.parts.partition_point(|part| part.start <= svma);
+    let part = table.parts.get(after.checked_sub(1)?).filter(|part| svma < part.end)?;
+    let key = Row::search_key(svma.0 - part.start.0);
+    let after = part.rows.partition_point(|row| row.0 <= key);
+    part.rows.get(after.checked_sub(1)?).map(|row| row.rule())
+}
+
+/// The sections that [`Span::entry`] can name.
+struct Sources<'a> {
+    eh_frame: CallFrames<'a, gimli::EhFrame<crate::expression::Reader<'a>>>,
+    debug_frame: CallFrames<'a, gimli::DebugFrame<crate::expression::Reader<'a>>>,
+}
+
+struct Builder<'a, F> {
+    file: &'a F,
+    elf: &'a Elf,
+    tiles: Tiles,
+    problems: Problems,
+    search_left_bytes: u64,
+}
+
+impl<F: ReadAt> Builder<'_, F> {
+    /// The FDEs of a section for code of this file. Linkers leave some at address 0 for functions
+    /// that they dropped.
+    fn spans<'a>(&mut self, frames: &mut CallFrames<'a, impl CfiSection<'a>>) -> Result<Vec<Span>, BuildError> {
+        let executable: Vec<Segment> = self.elf.executable().copied().collect();
+        let (spans, unreadable) = frames.spans(|start, length| {
+            let after = executable.partition_point(|segment| segment.svma.0 <= start);
+            let segment = after.checked_sub(1).and_then(|index| executable.get(index));
+            segment.is_some_and(|segment| start.checked_add(length).is_some_and(|end| end <= segment.end().0))
+        })?;
+        self.problems.fdes_unreadable += unreadable;
+        Ok(spans::disjoint(spans))
+    }
+
+    fn cover_segments(&mut self, sources: &mut Sources<'_>, spans: &[Span]) -> Result<(), BuildError> {
+        let elf = self.elf;
+        let mut spans = spans.iter().peekable();
+        for segment in elf.executable() {
+            self.tiles.start_at(segment.svma.0);
+            while let Some(span) = spans.next_if(|span| span.start < segment.end().0) {
+                self.cover_hole(span.start)?;
+                self.cover_span(sources, span)?;
+            }
+            self.cover_hole(segment.end().0)?;
+        }
+        Ok(())
+    }
+
+    /// Covers the addresses of `span`, which start where the covered ones end, by its FDE.
+    fn cover_span(&mut self, sources: &mut Sources<'_>, span: &Span) -> Result<(), BuildError> {
+        let (tiles, problems) = (&mut self.tiles, &mut self.problems);
+        let row = |end: u64, encoded: Result<Encoded, Unsupported>| {
+            let until = end.min(span.end());
+            if until <= tiles.covered_to() {
+                return Ok(());
+            }
+            problems.cfi_rows += 1;
+            match encoded {
+                Ok(Encoded::Rule(rule)) => tiles.cover(until, rule),
+                Ok(Encoded::Plt { pushed_from, before, after }) => {
+                    plt::cover_entries(tiles, until, pushed_from, [before, after])
+                }
+                Err(cause) => {
+                    problems.count(cause);
+                    tiles.cover(until, Rule::UNSUPPORTED)
+                }
+            }
+        };
+        let result = if span.entry & Span::DEBUG_FRAME == 0 {
+            sources.eh_frame.rows(span, row)
+        } else {
+            sources.debug_frame.rows(span, row)
+        };
+        match result {
+            Ok(()) => {}
+            Err(RowError::Unreadable) => self.problems.fdes_cut += 1,
+            Err(RowError::Build(error)) => return Err(error),
+        }
+        self.tiles.cover(span.end(), Rule::UNSUPPORTED)
+    }
+
+    /// Covers up to `until` where no FDE does.
+    fn cover_hole(&mut self, until: u64) -> Result<(), BuildError> {
+        let start = self.tiles.covered_to();
+        if let Some(rule) = self.tiles.last_rule()
+            && until <= start.next_multiple_of(CODE_ALIGNMENT)
+        {
+            return self.tiles.cover(until, rule);
+        }
+        let elf = self.elf;
+        let first = elf.plts.partition_point(|plt| plt.svma.0.saturating_add(plt.size_bytes) <= start);
+        for plt in elf.plts.iter().skip(first).take_while(|plt| plt.svma.0 < until) {
+            self.cover_unknown(plt.svma.0.min(until))?;
+            let end = plt.svma.0.saturating_add(plt.size_bytes).min(until);
+            plt::cover_without_cfi(&mut self.tiles, end, self.file, elf, plt)?;
+        }
+        self.cover_unknown(until)
+    }
+
+    /// Covers up to `until`, code of which nothing is known, by the frame pointer.
+    fn cover_unknown(&mut self, until: u64) -> Result<(), BuildError> {
+        let start = self.tiles.covered_to();
+        if until <= start {
+            return Ok(());
+        }
+        let by_frame_pointer = match self.elf.arch {
+            Arch::X86_64 => Rule::X86_64_FRAME_POINTER,
+            Arch::Aarch64 => Rule::AARCH64_FRAME_POINTER,
+        };
+        if let Some((offset, left)) = self.elf.in_file(Svma(start)) {
+            let length = left.min(until - start).min(self.search_left_bytes);
+            self.search_left_bytes -= length;
+            if let Some((from, to, rule)) = trampoline::find(self.file, self.elf.arch, offset, length)? {
+                // The handler returns to the trampoline's first byte, and the address looked up for
+                // a return address is the one before.
+                self.tiles.cover((start + from).saturating_sub(1), by_frame_pointer)?;
+                self.tiles.cover(start + to, rule)?;
+            }
+        }
+        self.tiles.cover(until, by_frame_pointer)
+    }
+}

@@ -1,0 +1,100 @@
+//! From CFI to rules on x86_64. Register numbers: System V ABI, x86-64 supplement, figure 3.36.
+
+use crate::cfi::{Encoded, Unsupported};
+use crate::expression::Shape;
+use crate::state::Saved;
+use gimli::Register;
+use profiler_common::row::{BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_SLOT, Rule, SLOT_FP_UNKNOWN};
+
+/// rbp.
+pub(crate) const FRAME_POINTER: Register = Register(6);
+/// rsp.
+pub(crate) const STACK_POINTER: Register = Register(7);
+/// The column of the return address.
+pub(crate) const RETURN_ADDRESS: Register = Register(16);
+
+/// rbp, rsp and rip in the `struct sigcontext_64` of a signal frame, in bytes from rsp
+/// (linux/arch/x86/include/uapi/asm/sigcontext.h, after 40 bytes of `struct ucontext`).
+const SIGNAL_RBP: i64 = 120;
+const SIGNAL_RSP: i64 = 160;
+const SIGNAL_RIP: i64 = 168;
+
+/// A row of CFI whose expressions are already recognized.
+pub(crate) struct Row {
+    pub(crate) cfa: Shape,
+    pub(crate) frame_pointer: Saved,
+    /// What `frame_pointer` computes when it is an expression.
+    pub(crate) frame_pointer_at: Shape,
+    pub(crate) return_address: Saved,
+    /// What `return_address` computes when it is an expression.
+    pub(crate) return_address_at: Shape,
+    /// The CIE's augmentation has an `S`.
+    pub(crate) signal_frame: bool,
+}
+
+/// The rule that does what a row of CFI says.
+pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
+    if row.return_address == Saved::Undefined {
+        return Ok(Encoded::Rule(Rule::END));
+    }
+    if row.signal_frame {
+        return signal(row);
+    }
+    if row.return_address != Saved::Offset(-8) {
+        return Err(Unsupported::ReturnAddress);
+    }
+    let slot = slot(row.frame_pointer);
+    match row.cfa {
+        Shape::Register(register, offset) => Ok(Encoded::Rule(Rule::new(base(register)?, slot, offset_by_8(offset)?))),
+        Shape::Plt { register: STACK_POINTER, pushed_from } => {
+            Ok(Encoded::Plt { pushed_from, before: Rule::new(0, slot, 1), after: Rule::new(0, slot, 2) })
+        }
+        Shape::Stored { register, offset, added: added @ (0 | 8) } => {
+            let mut flags = DEREF | base(register)?;
+            if added == 8 {
+                flags |= DEREF_ADD_8;
+            }
+            let at_frame_pointer = row.frame_pointer_at == Shape::Register(FRAME_POINTER, 0);
+            let (flags, slot) = if at_frame_pointer { (flags | FP_AT_FP, 0) } else { (flags, slot) };
+            Ok(Encoded::Rule(Rule::new(flags, slot, offset_by_8(offset)?)))
+        }
+        Shape::Plt { .. } | Shape::Stored { .. } | Shape::Unknown => Err(Unsupported::CfaExpression),
+    }
+}
+
+/// Where the kernel leaves the registers of the interrupted code, and nothing else.
+fn signal(row: &Row) -> Result<Encoded, Unsupported> {
+    let stored = |offset| Shape::Register(STACK_POINTER, offset);
+    let as_kernel_writes = row.cfa == Shape::Stored { register: STACK_POINTER, offset: SIGNAL_RSP, added: 0 }
+        && row.return_address_at == stored(SIGNAL_RIP)
+        && row.frame_pointer_at == stored(SIGNAL_RBP);
+    if as_kernel_writes { Ok(Encoded::Rule(Rule::X86_64_SIGNAL)) } else { Err(Unsupported::SignalFrame) }
+}
+
+fn base(register: Register) -> Result<u8, Unsupported> {
+    match register {
+        STACK_POINTER => Ok(0),
+        FRAME_POINTER => Ok(BASE_FP),
+        _ => Err(Unsupported::CfaRegister),
+    }
+}
+
+/// An offset in bytes as the field of a rule.
+pub(crate) fn offset_by_8(offset: i64) -> Result<i16, Unsupported> {
+    if offset % 8 != 0 {
+        return Err(Unsupported::CfaOffset);
+    }
+    i16::try_from(offset / 8).map_err(|_too_far| Unsupported::CfaOffset)
+}
+
+/// The slot of the caller's rbp.
+fn slot(frame_pointer: Saved) -> u8 {
+    match frame_pointer {
+        Saved::Unset | Saved::SameValue => 0,
+        Saved::Offset(offset) if offset % 8 == 0 => match u8::try_from(offset / -8) {
+            Ok(slot @ 2..=MAX_SLOT) => slot,
+            _ => SLOT_FP_UNKNOWN,
+        },
+        Saved::Offset(_) | Saved::Undefined | Saved::Expression(_) | Saved::Elsewhere => SLOT_FP_UNKNOWN,
+    }
+}
