@@ -36,7 +36,7 @@ impl Functions {
         &self.0[id.index()]
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (FunctionId, &Function)> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (FunctionId, &Function)> {
         self.0.iter().enumerate().map(|(index, function)| (FunctionId::at(index), function))
     }
 }

@@ -21,6 +21,9 @@ mod sample;
 mod stack;
 mod string;
 
+pub use profiler_common::address::{Bias, Cpu, FileOffset, Pid, Tid, VirtualAddress};
+pub use profiler_common::record::StopReason;
+
 pub use figures::Figures;
 pub use function::{Function, FunctionId};
 pub use location::{FoundBy, FrameKind, Line, LocationId, LocationKey, MAX_LINES};

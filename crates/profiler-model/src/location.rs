@@ -117,7 +117,7 @@ impl Locations {
         self.0[id.index()].as_deref()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (LocationId, &LocationKey, Option<&[Line]>)> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (LocationId, &LocationKey, Option<&[Line]>)> {
         self.0.iter().enumerate().map(|(index, ((key, _), lines))| (LocationId::at(index), key, lines.as_deref()))
     }
 }

@@ -45,7 +45,7 @@ impl Mappings {
         &self.0[id.index()]
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (MappingId, &Mapping)> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (MappingId, &Mapping)> {
         self.0.iter().enumerate().map(|(index, mapping)| (MappingId::at(index), mapping))
     }
 }

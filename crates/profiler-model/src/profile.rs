@@ -152,17 +152,17 @@ impl Profile {
     }
 
     /// All mappings.
-    pub fn mappings(&self) -> impl Iterator<Item = (MappingId, &Mapping)> {
+    pub fn mappings(&self) -> impl ExactSizeIterator<Item = (MappingId, &Mapping)> {
         self.mappings.iter()
     }
 
     /// All functions.
-    pub fn functions(&self) -> impl Iterator<Item = (FunctionId, &Function)> {
+    pub fn functions(&self) -> impl ExactSizeIterator<Item = (FunctionId, &Function)> {
         self.functions.iter()
     }
 
     /// All locations. Their lines are in [`Self::lines`].
-    pub fn locations(&self) -> impl Iterator<Item = (LocationId, &LocationKey)> {
+    pub fn locations(&self) -> impl ExactSizeIterator<Item = (LocationId, &LocationKey)> {
         self.locations.iter().map(|(id, key, _)| (id, key))
     }
 
@@ -185,7 +185,7 @@ impl Profile {
     }
 
     /// All samples, in the order in which they first came.
-    pub fn samples(&self) -> impl Iterator<Item = Sample<'_>> {
+    pub fn samples(&self) -> impl ExactSizeIterator<Item = Sample<'_>> {
         self.samples.iter().map(|(stack, labels, count)| Sample { stack: self.stacks.get(stack), labels, count })
     }
 }

@@ -54,7 +54,7 @@ impl Samples {
         *total = total.saturating_add(count);
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (StackId, &Labels, u64)> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (StackId, &Labels, u64)> {
         self.0.iter().map(|((stack, labels), count)| (*stack, labels, *count))
     }
 }

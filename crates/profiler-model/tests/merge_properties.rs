@@ -1,4 +1,5 @@
 //! Merging against a plain map from rendered samples to counts.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;

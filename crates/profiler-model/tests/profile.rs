@@ -1,4 +1,5 @@
 //! Interning, late symbols, figures and merging, on profiles made by hand.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::num::NonZeroU32;
 
@@ -58,7 +59,7 @@ fn line(profile: &mut Profile, name: &str) -> Line {
     Line { function, line: 7, column: 0 }
 }
 
-fn names<'p>(profile: &'p Profile, id: LocationId) -> Vec<&'p str> {
+fn names(profile: &Profile, id: LocationId) -> Vec<&str> {
     profile.lines(id).unwrap().iter().map(|line| &profile[profile[line.function].name]).collect()
 }
 
