@@ -1,0 +1,6 @@
+//! Tests of all formats, on profiles built by hand and generated ones.
+
+mod common;
+mod golden;
+mod pprof_tool;
+mod properties;
