@@ -1,0 +1,179 @@
+//! `cargo xtask setup`: installs what is missing for a purpose, and says what it does. What a
+//! purpose needs is the table below; what is there already is left alone.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+
+use crate::shell::{self, Elevation};
+
+/// What the machine is to be used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Purpose {
+    /// Build `spanflame` and run `cargo xtask demo`.
+    Demo,
+    /// Everything that `cargo xtask test` runs.
+    Test,
+    /// Rebuild the kernel objects (`cargo xtask ebpf`).
+    Ebpf,
+    /// Run kernels under QEMU (`cargo xtask vm`).
+    Vm,
+    /// All of the above.
+    All,
+}
+
+/// Options of `cargo xtask setup`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// What the machine is to be used for.
+    #[arg(long = "for", value_enum, default_value = "test")]
+    purpose: Purpose,
+}
+
+/// How one sees that a package is there.
+enum Probe {
+    /// A program on PATH.
+    Program(&'static str),
+    /// A file.
+    File(&'static str),
+}
+
+/// A Debian package, how to see that it (or its equal) is there, and who needs it.
+struct Package {
+    name: &'static str,
+    probe: Probe,
+    purposes: &'static [Purpose],
+}
+
+use Probe::{File, Program};
+use Purpose::{All, Demo, Ebpf, Test, Vm};
+
+const PACKAGES: &[Package] = &[
+    // Rust links with `cc`.
+    Package { name: "gcc", probe: Program("cc"), purposes: &[Demo, Test, Ebpf, Vm] },
+    Package { name: "libc6-dev", probe: File("/usr/include/stdlib.h"), purposes: &[Demo, Test, Ebpf, Vm] },
+    // The workloads with known stacks are C and C++.
+    Package { name: "g++", probe: Program("c++"), purposes: &[Test] },
+    // rustup fetches over HTTPS.
+    Package { name: "ca-certificates", probe: File("/etc/ssl/certs/ca-certificates.crt"), purposes: &[Test, Ebpf, Vm] },
+    Package { name: "git", probe: Program("git"), purposes: &[Test] },
+    Package { name: "qemu-system-x86", probe: Program("qemu-system-x86_64"), purposes: &[Test, Vm] },
+    Package { name: "qemu-system-arm", probe: Program("qemu-system-aarch64"), purposes: &[Vm] },
+    Package { name: "gcc-aarch64-linux-gnu", probe: Program("aarch64-linux-gnu-gcc"), purposes: &[Vm] },
+    Package { name: "libc6-dev-arm64-cross", probe: File("/usr/aarch64-linux-gnu/include/stdlib.h"), purposes: &[Vm] },
+    // Signs the archive that the kernels come from; Debian has it, Ubuntu has not.
+    Package {
+        name: "debian-archive-keyring",
+        probe: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+        purposes: &[Test, Vm],
+    },
+    // bpf-linker links to LLVM, which must be the one that the nightly was built with.
+    Package { name: "llvm-22-dev", probe: File("/usr/lib/llvm-22/bin/llvm-config"), purposes: &[Ebpf] },
+    Package { name: "libzstd-dev", probe: File("/usr/include/zstd.h"), purposes: &[Ebpf] },
+];
+
+/// A Rust target whose standard library the stable toolchain needs.
+struct RustTarget {
+    name: &'static str,
+    purposes: &'static [Purpose],
+}
+
+const RUST_TARGETS: &[RustTarget] = &[
+    RustTarget { name: "x86_64-unknown-linux-musl", purposes: &[Test, Vm] },
+    RustTarget { name: "aarch64-unknown-linux-musl", purposes: &[Vm] },
+];
+
+/// `cargo xtask setup`.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    install(arguments.purpose)
+}
+
+/// Installs what is missing for a purpose. Does nothing, and says so, when nothing is.
+pub(crate) fn install(purpose: Purpose) -> Result<()> {
+    let packages = missing_packages(purpose, is_there);
+    let targets = missing_targets(purpose)?;
+    if packages.is_empty() && targets.is_empty() {
+        println!("set-up for {purpose:?}: everything is there");
+    }
+    install_packages(&packages)?;
+    for target in targets {
+        let mut command = Command::new("rustup");
+        shell::run(command.args(["target", "add", target]).current_dir(shell::root()))?;
+    }
+    if matches!(purpose, Ebpf | All) {
+        crate::ebpf::toolchain::install()?;
+    }
+    Ok(())
+}
+
+fn wanted(purpose: Purpose, by: &[Purpose]) -> bool {
+    purpose == All || by.contains(&purpose)
+}
+
+fn missing_packages(purpose: Purpose, is_there: impl Fn(&Probe) -> bool) -> Vec<&'static str> {
+    let needed = PACKAGES.iter().filter(|package| wanted(purpose, package.purposes));
+    needed.filter(|package| !is_there(&package.probe)).map(|package| package.name).collect()
+}
+
+fn is_there(probe: &Probe) -> bool {
+    match probe {
+        Program(name) => shell::find(name).is_some(),
+        File(path) => Path::new(path).exists(),
+    }
+}
+
+fn missing_targets(purpose: Purpose) -> Result<Vec<&'static str>> {
+    let needed: Vec<_> = RUST_TARGETS.iter().filter(|target| wanted(purpose, target.purposes)).collect();
+    let Some(rustlib) = rustlib(&needed)? else { return Ok(Vec::new()) };
+    Ok(needed.iter().map(|target| target.name).filter(|name| !rustlib.join(name).join("lib").exists()).collect())
+}
+
+/// Where the standard libraries of the toolchain are; nothing when none is needed.
+fn rustlib(needed: &[&RustTarget]) -> Result<Option<std::path::PathBuf>> {
+    if needed.is_empty() {
+        return Ok(None);
+    }
+    let mut rustc = Command::new("rustc");
+    let sysroot = shell::output(rustc.args(["--print", "sysroot"]).current_dir(shell::root()))?;
+    Ok(Some(Path::new(sysroot.trim()).join("lib/rustlib")))
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    println!("missing here: {}", packages.join(" "));
+    let by_hand = format!("apt-get update && apt-get install --no-install-recommends -y {}", packages.join(" "));
+    if shell::find("apt-get").is_none() {
+        bail!("this is no Debian or Ubuntu: install the equals of these Debian packages: {}", packages.join(" "));
+    }
+    if matches!(shell::elevation(), Elevation::Impossible) {
+        bail!("installing needs root, and there is no sudo here. Run this as root, then repeat:\n    {by_hand}");
+    }
+    shell::run(&mut apt_get(&["update"])?).context("updating the package lists")?;
+    let mut install = vec!["install", "--no-install-recommends", "-y"];
+    install.extend(packages);
+    shell::run(&mut apt_get(&install)?).with_context(|| format!("to do it by hand: {by_hand}"))
+}
+
+fn apt_get(arguments: &[&str]) -> Result<Command> {
+    let mut command = shell::as_root("env", "to install packages")?;
+    command.arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get").args(arguments);
+    Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_missing_is_installed() {
+        assert_eq!(missing_packages(Demo, |_| true), Vec::<&str>::new());
+        assert_eq!(missing_packages(Demo, |_| false), ["gcc", "libc6-dev"]);
+        let no_qemu = |probe: &Probe| !matches!(probe, Program(name) if name.starts_with("qemu"));
+        assert_eq!(missing_packages(Test, no_qemu), ["qemu-system-x86"]);
+        assert_eq!(missing_packages(All, no_qemu), ["qemu-system-x86", "qemu-system-arm"]);
+    }
+}

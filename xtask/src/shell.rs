@@ -1,0 +1,148 @@
+//! Running programs: where the repository is, what is on PATH, and commands whose failure says
+//! which command it was.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Lines of a failed command's stderr that an error quotes.
+const QUOTED_LINES: usize = 20;
+
+/// The repository's root folder.
+pub(crate) fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
+}
+
+/// A `cargo` command in the repository's root. The name and not `$CARGO`, so that rustup may
+/// choose the toolchain.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(root());
+    // What `cargo run` set for xtask itself would make other packages build again.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The command as a user would type it.
+pub(crate) fn display(command: &Command) -> String {
+    let mut words = vec![quote(command.get_program())];
+    words.extend(command.get_args().map(quote));
+    words.join(" ")
+}
+
+fn quote(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into_owned() } else { format!("'{word}'") }
+}
+
+/// Says what is run, runs it with the terminal, fails when it fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    println!("$ {}", display(command));
+    let status = command.status().with_context(|| format!("starting `{}`", display(command)))?;
+    if !status.success() {
+        bail!("`{}` failed: {status}", display(command));
+    }
+    Ok(())
+}
+
+/// Runs silently and returns stdout; the error quotes the end of stderr.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting `{}`", display(command)))?;
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!("`{}` failed: {}\n{}", display(command), output.status, last_lines(&stderr, QUOTED_LINES));
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("output of `{}`", display(command)))
+}
+
+/// The last `count` lines of a text.
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// Where a program is on PATH.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// Is this process root? Read from /proc, which needs no `unsafe`.
+pub(crate) fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    effective_uid(&status) == Some(0)
+}
+
+/// The second number of the line `Uid:` of /proc/PID/status (proc_pid_status(5)).
+fn effective_uid(status: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// How to run a command as root here.
+pub(crate) enum Elevation {
+    /// This process is root.
+    None,
+    /// There is a `sudo`.
+    Sudo,
+    /// Neither: the user has to.
+    Impossible,
+}
+
+/// How a command becomes root here.
+pub(crate) fn elevation() -> Elevation {
+    if is_root() {
+        Elevation::None
+    } else if find("sudo").is_some() {
+        Elevation::Sudo
+    } else {
+        Elevation::Impossible
+    }
+}
+
+/// The command as root; `why` completes the sentence "root is needed …".
+pub(crate) fn as_root(program: impl AsRef<OsStr>, why: &str) -> Result<Command> {
+    match elevation() {
+        Elevation::None => Ok(Command::new(program)),
+        Elevation::Sudo => {
+            println!("root is needed {why}: asking sudo");
+            let mut command = Command::new("sudo");
+            command.arg("--").arg(program);
+            Ok(command)
+        }
+        Elevation::Impossible => bail!("root is needed {why}, and there is no sudo here: run this command as root"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effective_uid_is_the_second() {
+        assert_eq!(effective_uid("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n"), Some(0));
+        assert_eq!(effective_uid("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn displayed_commands_can_be_pasted() {
+        let mut command = Command::new("qemu");
+        command.args(["-append", "console=ttyS0 quiet", "-m", "1024", ""]);
+        assert_eq!(display(&command), "qemu -append 'console=ttyS0 quiet' -m 1024 ''");
+    }
+
+    #[test]
+    fn last_lines_are_the_last() {
+        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc");
+        assert_eq!(last_lines("", 2), "");
+    }
+}

@@ -1,0 +1,175 @@
+//! `cargo xtask verifier`: what the kernel's verifier says about each program, on this host and in
+//! VMs, against the budget in `xtask/verifier-budget.json`.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use crate::ebpf::Manifest;
+use crate::shell;
+use crate::vm::{self, NotRun};
+
+/// Options of `cargo xtask verifier`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Also in VMs: 5.10, 6.1, 6.12 and the newest x86_64, 5.10 and the newest aarch64.
+    #[arg(long)]
+    vm: bool,
+    /// Write this host's figures into the manifest of the kernel objects.
+    #[arg(long)]
+    write: bool,
+}
+
+/// What a program may cost; every figure is a hard limit.
+struct Budget {
+    verified_instructions: u64,
+    /// On this host only: a VM is emulated.
+    host_load_ms: f64,
+}
+
+/// One program on one kernel.
+#[derive(Debug, PartialEq)]
+struct Row {
+    program: String,
+    verified_instructions: u64,
+    stack_bytes: u64,
+    load_ms: f64,
+    jited_bytes: u64,
+}
+
+/// `cargo xtask verifier`.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let budget = read_budget()?;
+    println!(
+        "{:<26} {:<14} {:>12} {:>6} {:>9} {:>8}",
+        "kernel", "program", "instructions", "stack", "load ms", "jited"
+    );
+    let host = on_host()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's release")?;
+    let kernel = kernel.trim();
+    let mut over = print(kernel, &host, &budget, Some(budget.host_load_ms));
+    if arguments.vm {
+        for target in vm::matrix() {
+            let (kernel, rows) = match in_vm(&target) {
+                Ok(found) => found,
+                Err(NotRun::Unavailable(why)) => {
+                    println!("{}: skipped: {why}", target.name());
+                    continue;
+                }
+                Err(NotRun::Failed(error)) => return Err(error.context(target.name())),
+            };
+            over.extend(print(&kernel, &rows, &budget, None));
+        }
+    }
+    if !over.is_empty() {
+        bail!("above the budget of xtask/verifier-budget.json:\n{}", over.join("\n"));
+    }
+    if arguments.write { write(kernel, &host) } else { Ok(()) }
+}
+
+fn read_budget() -> Result<Budget> {
+    let path = shell::root().join("xtask/verifier-budget.json");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let value: Value = serde_json::from_str(&text)?;
+    Ok(Budget {
+        verified_instructions: value["verified_instructions"].as_u64().context("no `verified_instructions`")?,
+        host_load_ms: value["host_load_ms"].as_f64().context("no `host_load_ms`")?,
+    })
+}
+
+/// The report of the profiler's release build, loaded into this kernel.
+fn on_host() -> Result<Vec<Row>> {
+    shell::output(&mut shell::cargo(&["build", "--release", "--quiet", "-p", "profiler-agent"]))?;
+    let spanflame = shell::root().join("target/release/spanflame");
+    let mut command = shell::as_root(spanflame, "to load programs into the kernel")?;
+    parse(&shell::output(command.arg("verifier-report"))?)
+}
+
+fn in_vm(target: &vm::Target) -> Result<(String, Vec<Row>), NotRun> {
+    let transcript = vm::boot(target, &[&vm::VERIFIER])?;
+    let release = transcript.release.context("the VM did not boot")?;
+    let case = transcript.cases.first().context("the VM ran nothing")?;
+    let file = case.file.as_deref().filter(|_| case.exit == Some(0));
+    let report = file.with_context(|| format!("no report; it says: {}", shell::last_lines(&case.output, 5)))?;
+    Ok((format!("{release} {}", target.name().split(' ').next().unwrap_or_default()), parse(report)?))
+}
+
+fn parse(report: &str) -> Result<Vec<Row>> {
+    let value: Value = serde_json::from_str(report).context("reading the verifier's report")?;
+    let row = |row: &Value| {
+        let number = |key: &str| row[key].as_u64().with_context(|| format!("no number `{key}` in {row}"));
+        Ok(Row {
+            program: row["program"].as_str().with_context(|| format!("no `program` in {row}"))?.to_owned(),
+            verified_instructions: number("verified_instructions")?,
+            stack_bytes: number("stack_bytes")?,
+            load_ms: row["load_ms"].as_f64().with_context(|| format!("no number `load_ms` in {row}"))?,
+            jited_bytes: number("jited_bytes")?,
+        })
+    };
+    let rows: Vec<Row> = value.as_array().context("the report is no array")?.iter().map(row).collect::<Result<_>>()?;
+    if rows.is_empty() {
+        bail!("the report names no program");
+    }
+    Ok(rows)
+}
+
+/// Prints the rows of a kernel and returns those above the budget.
+fn print(kernel: &str, rows: &[Row], budget: &Budget, load_limit_ms: Option<f64>) -> Vec<String> {
+    let mut over = Vec::new();
+    for row in rows {
+        let Row { program, verified_instructions, stack_bytes, load_ms, jited_bytes } = row;
+        println!(
+            "{kernel:<26} {program:<14} {verified_instructions:>12} {stack_bytes:>6} {load_ms:>9.1} {jited_bytes:>8}"
+        );
+        if *verified_instructions > budget.verified_instructions {
+            over.push(format!("{kernel}: {program} has {verified_instructions} instructions"));
+        }
+        if let Some(limit) = load_limit_ms.filter(|limit| load_ms > limit) {
+            over.push(format!("{kernel}: {program} takes {load_ms:.1} ms to load; {limit} is the limit"));
+        }
+        if *jited_bytes == 0 {
+            over.push(format!("{kernel}: {program} is not compiled by the kernel (bpf_jit_enable?)"));
+        }
+    }
+    over
+}
+
+fn write(kernel: &str, rows: &[Row]) -> Result<()> {
+    let mut manifest = Manifest::read()?.context("there is no manifest yet: run `cargo xtask ebpf`")?;
+    let programs = rows.iter().map(|row| {
+        json!({
+            "program": row.program,
+            "verified_instructions": row.verified_instructions,
+            "stack_bytes": row.stack_bytes,
+        })
+    });
+    manifest.verifier = Some(json!({ "kernel": kernel, "programs": programs.collect::<Vec<_>>() }));
+    manifest.write()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPORT: &str = r#"[{"program": "sample", "verified_instructions": 26201, "stack_bytes": 160, "load_ms": 12.5, "jited_bytes": 9000}]"#;
+
+    #[test]
+    fn reports_are_read_and_held_to_the_budget() {
+        let rows = parse(REPORT).unwrap();
+        assert_eq!(rows[0].stack_bytes, 160);
+        let budget = |verified_instructions, host_load_ms| Budget { verified_instructions, host_load_ms };
+        let over = |budget: Budget, host: bool| print("k", &rows, &budget, host.then_some(budget.host_load_ms)).len();
+        assert_eq!(over(budget(26_201, 12.5), true), 0);
+        assert_eq!(over(budget(26_200, 12.5), true), 1);
+        assert_eq!(over(budget(26_201, 12.4), true), 1);
+        assert_eq!(over(budget(26_201, 12.4), false), 0);
+    }
+
+    #[test]
+    fn a_report_without_figures_is_an_error() {
+        for bad in ["", "[]", "{}", r#"[{"program": "sample"}]"#] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

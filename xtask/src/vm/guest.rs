@@ -1,0 +1,238 @@
+//! What runs inside a VM: the cases as data, and the script that is the guest's `init`.
+
+use std::fmt::Write as _;
+
+use anyhow::{Result, bail};
+
+use super::console::{CONTENT, CaseRun, MARK, Transcript};
+use crate::folded;
+use crate::report::Outcome;
+
+/// Seconds after which the guest ends a command.
+const LIMIT_S: u32 = 90;
+/// Bytes of a command's output that the guest passes on.
+const OUTPUT_BYTES: u32 = 16_384;
+
+/// One command in the guest and what is expected of it.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// Does it run `spanflame`?
+    pub(super) agent: bool,
+    /// Shell lines before the command.
+    pub(super) before: &'static str,
+    pub(super) command: &'static str,
+    /// Shell lines that undo `before`.
+    pub(super) after: &'static str,
+    pub(super) exit: i32,
+    /// A text that stdout and stderr together must hold.
+    pub(super) says: &'static str,
+    /// A file that the host looks at.
+    pub(super) file: Option<&'static str>,
+    /// Judges the file; returns what was measured.
+    pub(super) judge: fn(&str) -> Result<String>,
+}
+
+/// Share of samples that must hold the exact chain of `tests/workloads/chain12.c`.
+const CHAIN_SHARE: f64 = 0.995;
+const CHAIN: [&str; 14] =
+    ["main", "f01", "f02", "f03", "f04", "f05", "f06", "f07", "f08", "f09", "f10", "f11", "f12", "leaf"];
+/// At 99 Hz and 4 s, nearly 400; fewer mean that sampling itself is broken.
+const CHAIN_SAMPLES: u64 = 300;
+
+/// The cases of `cargo xtask vm`, in order.
+pub(crate) const CASES: &[Case] = &[
+    Case {
+        name: "hello",
+        agent: false,
+        before: "",
+        command: "/bin/chain12 0",
+        after: "",
+        exit: 0,
+        says: "chain12: 1 rounds",
+        file: None,
+        judge: nothing,
+    },
+    Case {
+        name: "chain",
+        agent: true,
+        before: "",
+        command: "/bin/spanflame record -d 4s -o /out/chain.folded -- /bin/chain12 6",
+        after: "",
+        exit: 0,
+        says: "",
+        file: Some("/out/chain.folded"),
+        judge: judge_chain,
+    },
+    Case {
+        name: "kptr_restrict",
+        agent: true,
+        before: "echo 1 > /proc/sys/kernel/kptr_restrict",
+        command: "/bin/spanflame record -d 2s -o /out/kernel.folded -- dd if=/dev/zero of=/dev/null bs=1M count=100000",
+        after: "echo 0 > /proc/sys/kernel/kptr_restrict",
+        exit: 0,
+        says: "",
+        file: Some("/out/kernel.folded"),
+        judge: judge_kernel,
+    },
+    Case {
+        name: "jit_off",
+        agent: true,
+        before: "echo 0 > /proc/sys/net/core/bpf_jit_enable",
+        command: "/bin/spanflame record -d 1s -o /out/jit.folded -- /bin/chain12 1",
+        after: "echo 1 > /proc/sys/net/core/bpf_jit_enable",
+        exit: 3,
+        says: "bpf_jit_enable",
+        file: None,
+        judge: nothing,
+    },
+];
+
+/// The case of `cargo xtask verifier --vm`; its file is the report.
+pub(crate) const VERIFIER: Case = Case {
+    name: "verifier",
+    agent: true,
+    before: "",
+    command: "/bin/spanflame verifier-report > /out/verifier.json",
+    after: "",
+    exit: 0,
+    says: "",
+    file: Some("/out/verifier.json"),
+    judge: nothing,
+};
+
+fn nothing(_: &str) -> Result<String> {
+    Ok(String::new())
+}
+
+fn judge_chain(text: &str) -> Result<String> {
+    let (exact, all) = folded::chain_share(&folded::parse(text), "chain12", &CHAIN);
+    let measured = format!("{exact} of {all} samples hold the exact chain");
+    if all < CHAIN_SAMPLES {
+        bail!("{measured}; at least {CHAIN_SAMPLES} samples were expected");
+    }
+    if (exact as f64) < CHAIN_SHARE * all as f64 {
+        bail!("{measured}; {:.1}% is the least", CHAIN_SHARE * 100.0);
+    }
+    Ok(measured)
+}
+
+/// `dd` from /dev/zero lives below `vfs_read` in every kernel; the function that clears memory has
+/// many names.
+fn judge_kernel(text: &str) -> Result<String> {
+    let stacks = folded::parse(text);
+    let all: u64 = stacks.iter().map(|stack| stack.samples).sum();
+    let reads = |frames: &[&str]| frames.iter().any(|frame| frame.starts_with("vfs_read"));
+    let named: u64 = stacks.iter().filter(|stack| reads(&stack.frames)).map(|stack| stack.samples).sum();
+    let measured = format!("{named} of {all} samples name `vfs_read`");
+    if all == 0 || named * 2 < all {
+        bail!("{measured}; at least half was expected");
+    }
+    Ok(measured)
+}
+
+/// The guest's `init`: mounts, the cases one after the other, power off.
+pub(super) fn init(cases: &[&Case]) -> String {
+    let mut script = format!(
+        "#!/bin/busybox sh\n\
+         /bin/busybox --install -s /bin\n\
+         export PATH=/bin HOME=/ RUST_BACKTRACE=1\n\
+         mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n\
+         mount -t tmpfs tmp /tmp\nmount -t tmpfs out /out\n\
+         mkdir -p /sys/fs/cgroup && mount -t cgroup2 cgroup /sys/fs/cgroup\n\
+         ip link set lo up 2>/dev/null\n\
+         dmesg -n 1\n\
+         uptime_s() {{ cut -d ' ' -f 1 /proc/uptime; }}\n\
+         echo\n\
+         echo \"{MARK}boot $(uname -r) $(uptime_s)\"\n"
+    );
+    for case in cases {
+        let Case { name, before, command, after, .. } = case;
+        // `write!` to a String cannot fail.
+        let _ = write!(
+            script,
+            "echo '{MARK}case {name}'\n{before}\nbegin=$(uptime_s)\n\
+             timeout {LIMIT_S} sh -c '{command}' > /tmp/output 2>&1\n\
+             code=$?\necho \"{MARK}exit $code $begin $(uptime_s)\"\n{after}\n\
+             echo '{MARK}output'\ntail -c {OUTPUT_BYTES} /tmp/output | sed 's/^/{CONTENT}/'\n"
+        );
+        if let Some(file) = case.file {
+            let _ = writeln!(script, "if [ -e {file} ]; then echo; echo '{MARK}file'; sed 's/^/{CONTENT}/' {file}; fi");
+        }
+        let _ = writeln!(script, "echo; echo '{MARK}end'");
+    }
+    script + &format!("echo '{MARK}done'\npoweroff -f\n")
+}
+
+/// What became of one case.
+pub(super) fn judge(case: &Case, transcript: &Transcript) -> (f64, Outcome) {
+    let Some(run) = transcript.cases.iter().find(|run| run.name == case.name) else {
+        return (0.0, Outcome::Failed("it was not reached".to_owned()));
+    };
+    let outcome = match judge_run(case, run, transcript.panic.as_deref()) {
+        Ok(measured) => Outcome::Passed(measured),
+        Err(error) => Outcome::Failed(format!("{error:#}\n{}", indent(&run.output))),
+    };
+    (run.seconds, outcome)
+}
+
+fn judge_run(case: &Case, run: &CaseRun, panic: Option<&str>) -> Result<String> {
+    let Some(exit) = run.exit else {
+        bail!("it did not end; {}", panic.unwrap_or("the kernel said nothing"));
+    };
+    if exit != case.exit {
+        bail!("`{}` exits with {exit}, not {}", case.command, case.exit);
+    }
+    if !run.output.contains(case.says) {
+        bail!("`{}` does not say `{}`", case.command, case.says);
+    }
+    let Some(file) = case.file else { return Ok(String::new()) };
+    match &run.file {
+        Some(text) => (case.judge)(text),
+        None => bail!("{file} was not written"),
+    }
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    | {line}")).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(exit: i32, output: &str, file: Option<&str>) -> Transcript {
+        let case = CaseRun {
+            name: "chain".to_owned(),
+            exit: Some(exit),
+            output: output.to_owned(),
+            file: file.map(str::to_owned),
+            ..CaseRun::default()
+        };
+        Transcript { cases: vec![case], ..Transcript::default() }
+    }
+
+    fn outcome(transcript: &Transcript) -> Outcome {
+        let chain = CASES.iter().find(|case| case.name == "chain").unwrap();
+        judge(chain, transcript).1
+    }
+
+    #[test]
+    fn a_case_passes_only_as_expected() {
+        let good = format!("chain12;_start;{} 398\nchain12;_start 1\n", CHAIN.join(";"));
+        assert!(matches!(outcome(&run(0, "", Some(&good))), Outcome::Passed(_)));
+        let cut = format!("chain12;_start;{} 390\nchain12;_start 9\n", CHAIN.join(";"));
+        assert!(matches!(outcome(&run(0, "", Some(&cut))), Outcome::Failed(_)));
+        assert!(matches!(outcome(&run(1, "", Some(&good))), Outcome::Failed(_)));
+        assert!(matches!(outcome(&run(0, "", Some(""))), Outcome::Failed(_)));
+        assert!(matches!(outcome(&run(0, "", None)), Outcome::Failed(_)));
+        assert!(matches!(outcome(&Transcript::default()), Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn no_command_breaks_the_quotes_of_the_script() {
+        for case in CASES.iter().chain([&VERIFIER]) {
+            assert!(!case.command.contains('\''), "{}", case.name);
+            assert!(!case.name.contains(char::is_whitespace), "{}", case.name);
+        }
+    }
+}
