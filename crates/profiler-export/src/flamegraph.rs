@@ -22,7 +22,7 @@ const SUBTITLE_CHARS: usize = 160;
 /// # Errors
 /// When drawing fails.
 pub fn svg(profile: &Profile) -> Result<Vec<u8>, ExportError> {
-    let lines = folded::lines(profile);
+    let lines: Vec<String> = folded::lines(profile).collect();
     if lines.is_empty() {
         return Ok(empty(profile).into_bytes());
     }

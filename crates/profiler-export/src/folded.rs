@@ -18,20 +18,24 @@ const SEPARATOR: char = '\u{1}';
 /// A line per stack, in the order of their frames, each ended by a newline.
 #[must_use]
 pub fn text(profile: &Profile) -> String {
-    lines(profile).into_iter().map(|line| line + "\n").collect()
+    let mut text = String::new();
+    for line in lines(profile) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
 }
 
 /// A line per stack, in the order of their frames.
-pub(crate) fn lines(profile: &Profile) -> Vec<String> {
+pub(crate) fn lines(profile: &Profile) -> impl ExactSizeIterator<Item = String> {
     let segments: Vec<String> = profile.locations().map(|(id, _)| segment(profile, id)).collect();
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for sample in profile.samples() {
         let total = counts.entry(stack(profile, &segments, &sample)).or_default();
         *total = total.saturating_add(sample.count);
     }
-    let mut separator = [0; 4];
-    let separator: &str = SEPARATOR.encode_utf8(&mut separator);
-    counts.into_iter().map(|(stack, count)| format!("{} {count}", stack.replace(separator, ";"))).collect()
+    let separator = SEPARATOR.to_string();
+    counts.into_iter().map(move |(stack, count)| format!("{} {count}", stack.replace(&separator, ";")))
 }
 
 /// The frames of a sample, outermost first.

@@ -196,6 +196,8 @@ fn hostile_names_break_no_format() {
     let titles = svg_titles(&export(Format::FlameGraph, &profile).unwrap());
     assert!(titles.contains(&format!("all ({total} samples, 100%)")), "inferno read every line");
     assert!(titles.iter().any(|title| title.starts_with("<script>alert(1)</script> (")));
+    assert!(titles.iter().any(|title| title.starts_with("worker_12 (")));
+    assert!(!titles.iter().any(|title| title.contains("%; ")), "no number is taken for a second count");
     let message = pprof_of(&profile);
     assert_valid(&message);
     assert_eq!(message.sample.iter().map(|sample| sample.value[0]).sum::<i64>() as u64, total);
