@@ -1,0 +1,188 @@
+//! The child's side: one request after the other, each answered whatever its file does.
+
+use std::any::Any;
+use std::fs::File;
+use std::io::{self, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use profiler_common::address::Svma;
+use rustix::fs::FileType;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+use super::message::{self, Header, MAX_ADDRESSES, MAX_REPLY_BYTES, Status};
+use super::symbols::Symbols;
+use super::{FileError, Role, sandbox, table_message, tables};
+
+/// Anonymous memory that a child may keep between requests. With more it exits after the answer,
+/// and a new one starts for the next request: nothing else gives all memory back.
+const KEPT_BYTES: u64 = 48 << 20;
+
+/// Why a child ends early.
+#[derive(Debug, thiserror::Error)]
+enum ChildError {
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::SandboxError),
+    #[error("can't read how much memory is in use")]
+    Memory(#[source] io::Error),
+    #[error("the socket to the parent failed")]
+    Socket(#[from] io::Error),
+    #[error("the parent's request makes no sense")]
+    Request,
+}
+
+/// The `main` of `spanflame worker ROLE`: answers the requests that arrive on file descriptor 0, a
+/// Unix stream socket, until its other end is closed. To be called before any thread starts.
+#[must_use]
+pub fn run(role: Role) -> ExitCode {
+    match serve(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            // The parent learns the exit code; without stderr there is nobody else to tell.
+            let _ = writeln!(io::stderr(), "spanflame worker {}: {error}{cause}", role.word());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(role: Role) -> Result<(), ChildError> {
+    // A panic is an answer; its text goes there and not to stderr, where files could fill the log.
+    std::panic::set_hook(Box::new(|_| {}));
+    let memory = Memory::open()?;
+    sandbox::enter(role)?;
+    let stdin = io::stdin();
+    let socket = stdin.as_fd();
+    let mut symbols = Symbols::default();
+    while let Some((file, addresses)) = receive(socket)? {
+        let work = AssertUnwindSafe(|| match role {
+            Role::Tables => tables::build(file).map(|table| table_message::encode(&table)),
+            Role::Symbols => symbols.answer(file, &addresses).map(|frames| message::encode_symbols(&frames)),
+        });
+        // Unwind-safe, because `symbols` is not used again after a panic: this child ends then.
+        let result = catch_unwind(work).unwrap_or_else(|panic| Err(FileError::Panicked(panic_text(&*panic))));
+        let (status, payload) = match result {
+            Ok(payload) if payload.len() <= MAX_REPLY_BYTES => (Status::Done, payload),
+            Ok(_) => message::encode_error(&FileError::Unsupported("too big an answer".to_owned())),
+            Err(error) => message::encode_error(&error),
+        };
+        let last = status == Status::Panicked || memory.anonymous_bytes()? > KEPT_BYTES;
+        send(socket, &Header { status, last, payload_bytes: payload.len() }.encode())?;
+        send(socket, &payload)?;
+        if last {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The next request; none when the parent is gone.
+fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Vec<Svma>)>, ChildError> {
+    let mut count = [0; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut count)], &mut control, flags)
+    });
+    let received_bytes = received.map_err(io::Error::from)?.bytes;
+    if received_bytes == 0 {
+        return Ok(None);
+    }
+    let file = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut files) => files.next(),
+        _ => None,
+    });
+    fill(socket, &mut count[received_bytes..])?;
+    let count = u32::from_le_bytes(count) as usize;
+    let Some(file) = file.filter(|_| count <= MAX_ADDRESSES) else { return Err(ChildError::Request) };
+    let mut bytes = vec![0; count * 8];
+    fill(socket, &mut bytes)?;
+    let (addresses, _) = bytes.as_chunks();
+    Ok(Some((file, addresses.iter().map(|&address| Svma(u64::from_le_bytes(address))).collect())))
+}
+
+/// Reads until `buffer` is full.
+fn fill(socket: BorrowedFd<'_>, mut buffer: &mut [u8]) -> Result<(), ChildError> {
+    while !buffer.is_empty() {
+        let read_bytes = rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut *buffer));
+        match read_bytes.map_err(io::Error::from)? {
+            0 => return Err(ChildError::Socket(io::ErrorKind::UnexpectedEof.into())),
+            read_bytes => buffer = &mut buffer[read_bytes..],
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of `bytes`.
+fn send(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), ChildError> {
+    while !bytes.is_empty() {
+        let sent_bytes = rustix::io::retry_on_intr(|| rustix::io::write(socket, bytes)).map_err(io::Error::from)?;
+        bytes = &bytes[sent_bytes..];
+    }
+    Ok(())
+}
+
+/// What tells how much memory this process has; opened while that is still allowed.
+struct Memory {
+    statm: File,
+    page_bytes: u64,
+}
+
+impl Memory {
+    fn open() -> Result<Self, ChildError> {
+        let statm = File::open("/proc/self/statm").map_err(ChildError::Memory)?;
+        Ok(Self { statm, page_bytes: rustix::param::page_size() as u64 })
+    }
+
+    /// Resident memory that no file backs: resident less shared pages (proc_pid_statm(5)).
+    fn anonymous_bytes(&self) -> Result<u64, ChildError> {
+        let mut text = [0; 128];
+        let length = self.statm.read_at(&mut text, 0).map_err(ChildError::Memory)?;
+        let text = String::from_utf8_lossy(&text[..length]);
+        let mut pages = text.split(' ').skip(1).map_while(|field| field.parse::<u64>().ok());
+        let (resident, shared) = (pages.next().unwrap_or_default(), pages.next().unwrap_or_default());
+        Ok(resident.saturating_sub(shared) * self.page_bytes)
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+}
+
+/// Which contents a descriptor leads to. Two files can't share it while one of them is open, and a
+/// file that is written to gets another one (ctime).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    pub(super) size_bytes: u64,
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+/// Refuses what is no ELF file before any parser sees it: reading a pipe or a device could block or
+/// do worse.
+pub(super) fn examine(file: &OwnedFd) -> Result<Identity, FileError> {
+    let unreadable = |error: rustix::io::Errno| FileError::Unreadable(error.to_string());
+    let status = rustix::fs::fstat(file).map_err(unreadable)?;
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+        return Err(FileError::Unreadable("not a regular file".to_owned()));
+    }
+    let mut magic = [0; 4];
+    rustix::io::pread(file, &mut magic, 0).map_err(unreadable)?;
+    if magic != *b"\x7fELF" {
+        return Err(FileError::NotElf);
+    }
+    Ok(Identity {
+        device: status.st_dev,
+        inode: status.st_ino,
+        size_bytes: status.st_size.try_into().unwrap_or_default(),
+        modified: (status.st_mtime, status.st_mtime_nsec),
+        changed: (status.st_ctime, status.st_ctime_nsec),
+    })
+}

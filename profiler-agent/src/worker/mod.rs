@@ -1,0 +1,148 @@
+//! The worker: ELF and DWARF of other people's programs are parsed in child processes, nowhere else.
+//!
+//! One child builds unwind tables, one symbolizes, so that a huge DWARF never delays a table. A
+//! child gets file descriptors and addresses over a socket and answers one request at a time. What
+//! a hostile or truncated file can do (SIGBUS, a panic, a hang, too much memory) costs that file an
+//! error and the worker a restart.
+//!
+//! | file | side |
+//! |---|---|
+//! | `parent` | the agent: queue, time limits, restarts |
+//! | `message` | both: what goes over the socket, every length bounded |
+//! | `child` | the child: its loop |
+//! | `sandbox` | the child: limits, capabilities, system calls |
+//! | `tables`, `symbols`, `demangle` | the child: the work |
+
+mod child;
+mod demangle;
+mod message;
+mod parent;
+mod sandbox;
+mod symbols;
+mod table_message;
+mod tables;
+
+use std::time::Duration;
+
+use profiler_common::address::Svma;
+use profiler_unwind::UnwindTable;
+
+pub use child::run;
+pub use message::{MAX_ADDRESSES, MAX_FRAMES_PER_ADDRESS, MAX_REPLY_BYTES, MAX_STRING_BYTES};
+pub use parent::{QUEUE_REQUESTS, Worker, WorkerError};
+
+/// What a child does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Builds unwind tables.
+    Tables,
+    /// Symbolizes addresses.
+    Symbols,
+}
+
+impl Role {
+    /// The command-line word: `spanflame worker WORD`.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tables => "tables",
+            Self::Symbols => "symbols",
+        }
+    }
+
+    /// The role of a command-line word.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Tables, Self::Symbols].into_iter().find(|role| role.word() == word)
+    }
+
+    /// How long one request may take; then the child is killed. The slowest files seen need a tenth.
+    #[must_use]
+    pub const fn time_limit(self) -> Duration {
+        match self {
+            Self::Tables => Duration::from_secs(30),
+            Self::Symbols => Duration::from_secs(60),
+        }
+    }
+}
+
+/// The caller's number for an executable file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileKey(pub u32);
+
+/// One function at an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// The name for people, demangled; a Rust name without its hash.
+    pub name: String,
+    /// The name as the symbol table or DWARF has it.
+    pub system_name: String,
+    /// The source file as DWARF names it; empty when unknown.
+    pub file: String,
+    /// The line in `file`, from 1; 0 when unknown.
+    pub line: u32,
+    /// The column in `line`, from 1; 0 when unknown.
+    pub column: u32,
+    /// This function was inlined into the one that follows.
+    pub inlined: bool,
+}
+
+/// The answer to one request.
+#[derive(Debug, PartialEq)]
+pub enum Reply {
+    /// To [`Worker::request_table`].
+    Table {
+        /// The file.
+        key: FileKey,
+        /// Its table.
+        result: Result<UnwindTable, FileError>,
+    },
+    /// To [`Worker::request_symbols`].
+    Symbols {
+        /// The file.
+        key: FileKey,
+        /// For each address asked for, in that order, its functions, innermost first; none when the
+        /// file names no function there.
+        result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,
+    },
+}
+
+/// Why a file gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FileError {
+    /// It could not be read.
+    #[error("the file can't be read: {0}")]
+    Unreadable(String),
+    /// It is no ELF file.
+    #[error("not an ELF file")]
+    NotElf,
+    /// It is an ELF file of a kind that is not handled.
+    #[error("unsupported file: {0}")]
+    Unsupported(String),
+    /// Its contents make no sense.
+    #[error("corrupt file: {0}")]
+    Corrupt(String),
+    /// The parser panicked.
+    #[error("the parser panicked: {0}")]
+    Panicked(String),
+    /// The worker failed while it had this file.
+    #[error("the worker that had the file {0}")]
+    Worker(#[from] WorkerFailure),
+}
+
+/// How a worker failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WorkerFailure {
+    /// It died: SIGBUS for a truncated file, SIGABRT for too much memory, ...
+    #[error("died: {0}")]
+    Crashed(String),
+    /// It was killed because the request took longer than the [`Role::time_limit`].
+    #[error("took longer than {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// It was killed because its answer was not a possible one.
+    #[error("answered nonsense: {0}")]
+    Nonsense(&'static str),
+    /// It could not be started again.
+    #[error("could not be restarted: {0}")]
+    NotStarted(String),
+}

@@ -1,0 +1,298 @@
+//! The agent's side of a worker: its queue, its time limit, its restarts.
+
+use std::cmp::Ordering;
+use std::collections::VecDeque;
+use std::error::Error;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use profiler_common::address::Svma;
+use profiler_unwind::UnwindTable;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::message::{self, Header, MAX_ADDRESSES, Status};
+use super::{FileError, FileKey, Frame, Reply, Role, WorkerFailure, table_message};
+
+/// Requests that may wait: each holds a file descriptor open. More are refused, for the caller to
+/// count.
+pub const QUEUE_REQUESTS: usize = 1024;
+
+/// Bytes that one read from the socket may bring: its default buffer is a little smaller.
+const READ_BYTES: usize = 256 << 10;
+
+/// How long a worker whose socket is closed may take to be gone. Beyond it how it ended stays
+/// unknown.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
+
+/// Why a worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No socket pair.
+    #[error("can't make the worker's socket")]
+    Socket(#[source] io::Error),
+    /// The program did not start.
+    #[error("can't start {program} as the worker")]
+    Start {
+        /// The program's path.
+        program: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+/// A child process, what it was asked and what it shall be asked.
+#[derive(Debug)]
+pub struct Worker {
+    role: Role,
+    program: PathBuf,
+    /// None: to be started for the next request.
+    link: Option<Link>,
+    /// The first one is in flight, as far as `flight` says.
+    queue: VecDeque<Request>,
+    flight: Flight,
+    restarts: u64,
+}
+
+impl Worker {
+    /// Starts `program worker ROLE`, whose `main` calls [`super::run`]. Use `/proc/self/exe`.
+    ///
+    /// The child is killed when the thread that calls this ends.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O and time.
+    pub fn spawn(role: Role, program: &Path) -> Result<Self, WorkerError> {
+        let link = Some(Link::start(role, program)?);
+        let program = program.to_owned();
+        Ok(Self { role, program, link, queue: VecDeque::new(), flight: Flight::default(), restarts: 0 })
+    }
+
+    /// Queues the request for a file's unwind table. False: the queue is full, nothing was queued.
+    /// For a worker with [`Role::Tables`].
+    pub fn request_table(&mut self, key: FileKey, file: Arc<OwnedFd>) -> bool {
+        let room = self.queue.len() < QUEUE_REQUESTS;
+        if room {
+            self.queue.push_back(Request { key, file, addresses: Vec::new() });
+        }
+        room
+    }
+
+    /// Queues the request for the functions at `addresses`. False: the queue is full, nothing was
+    /// queued. For a worker with [`Role::Symbols`].
+    ///
+    /// Every [`MAX_ADDRESSES`] of them get a reply, and a time limit, of their own.
+    pub fn request_symbols(&mut self, key: FileKey, file: &Arc<OwnedFd>, addresses: &[Svma]) -> bool {
+        let parts = addresses.chunks(MAX_ADDRESSES);
+        let room = self.queue.len() + parts.len() <= QUEUE_REQUESTS;
+        if room {
+            self.queue.extend(parts.map(|part| Request { key, file: Arc::clone(file), addresses: part.to_vec() }));
+        }
+        room
+    }
+
+    /// The next answer, in the order of the requests; without requests it waits for ever.
+    ///
+    /// Cancel-safe: for `select!`. The time limit runs on while nobody calls this, but an answer
+    /// that is there by then is taken first.
+    pub async fn next_reply(&mut self) -> Reply {
+        let Some(request) = self.queue.front() else { return std::future::pending().await };
+        let limit = self.role.time_limit();
+        let deadline = *self.flight.deadline.get_or_insert_with(|| Instant::now() + limit);
+        if self.flight.sent_bytes == 0 && self.link.as_ref().is_some_and(|link| !link.is_idle()) {
+            self.link = None;
+            self.restarts += 1;
+        }
+        let outcome = async {
+            let link = match &mut self.link {
+                Some(link) => link,
+                none => none.insert(Link::start(self.role, &self.program).map_err(|error| not_started(&error))?),
+            };
+            link.send(request, &mut self.flight).await?;
+            let header = link.receive(&mut self.flight).await?;
+            let payload = self.flight.received.get(Header::BYTES..).unwrap_or_default();
+            Ok((header.last, Answer::decode(self.role, request, header, payload).map_err(WorkerFailure::Nonsense)?))
+        };
+        let outcome = timeout_at(deadline, outcome).await.unwrap_or(Err(WorkerFailure::TimedOut(limit)));
+        let (last, answer) = match outcome {
+            Ok((last, answer)) => (last, answer),
+            Err(failure) => {
+                self.restarts += 1;
+                (true, Answer::Failed(failure.into()))
+            }
+        };
+        if last {
+            self.link = None;
+        }
+        let reply = answer.into_reply(self.role, request.key);
+        self.flight = Flight::default();
+        self.queue.pop_front();
+        reply
+    }
+
+    /// Requests that were not answered yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// How often the child was lost: it died, or it was killed for its time or its answer. A child
+    /// that exits between requests to give its memory back does not count.
+    #[must_use]
+    pub const fn restarts(&self) -> u64 {
+        self.restarts
+    }
+
+    /// The child's process id, while it runs.
+    #[must_use]
+    pub fn child_id(&self) -> Option<u32> {
+        self.link.as_ref().and_then(|link| link.child.id())
+    }
+}
+
+/// What was asked. It stays in the queue until it is answered, so that its file stays open for
+/// another child.
+#[derive(Debug)]
+struct Request {
+    key: FileKey,
+    file: Arc<OwnedFd>,
+    /// Empty in requests for tables.
+    addresses: Vec<Svma>,
+}
+
+/// How far the first request of the queue got.
+#[derive(Debug, Default)]
+struct Flight {
+    deadline: Option<Instant>,
+    sent_bytes: usize,
+    /// The header and the payload, as far as they came.
+    received: Vec<u8>,
+}
+
+/// A reply without its key.
+enum Answer {
+    Table(UnwindTable),
+    Symbols(Vec<(Svma, Vec<Frame>)>),
+    Failed(FileError),
+}
+
+impl Answer {
+    fn decode(role: Role, request: &Request, header: Header, payload: &[u8]) -> Result<Self, &'static str> {
+        Ok(match (header.status, role) {
+            (Status::Done, Role::Tables) => Self::Table(table_message::decode(payload)?),
+            (Status::Done, Role::Symbols) => Self::Symbols(message::decode_symbols(&request.addresses, payload)?),
+            (failed, _) => Self::Failed(message::decode_error(failed, payload)?),
+        })
+    }
+
+    fn into_reply(self, role: Role, key: FileKey) -> Reply {
+        match (self, role) {
+            (Self::Table(table), _) => Reply::Table { key, result: Ok(table) },
+            (Self::Symbols(symbols), _) => Reply::Symbols { key, result: Ok(symbols) },
+            (Self::Failed(error), Role::Tables) => Reply::Table { key, result: Err(error) },
+            (Self::Failed(error), Role::Symbols) => Reply::Symbols { key, result: Err(error) },
+        }
+    }
+}
+
+/// A running child and the socket to it. The child is killed when this is dropped; the runtime
+/// collects it.
+#[derive(Debug)]
+struct Link {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Link {
+    fn start(role: Role, program: &Path) -> Result<Self, WorkerError> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(WorkerError::Socket)?;
+        ours.set_nonblocking(true).map_err(WorkerError::Socket)?;
+        let socket = UnixStream::from_std(ours).map_err(WorkerError::Socket)?;
+        let child = Command::new(program)
+            .arg0("spanflame")
+            .args(["worker", role.word()])
+            .env_clear()
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| WorkerError::Start { program: program.to_owned(), source })?;
+        Ok(Self { child, socket })
+    }
+
+    /// Whether the child is there and, as it has to be, silent.
+    fn is_idle(&self) -> bool {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        matches!(rustix::net::recv(&self.socket, &mut [0u8], flags), Err(Errno::WOULDBLOCK))
+    }
+
+    /// Sends what is left to send of `request`; the file goes with the first byte.
+    async fn send(&mut self, request: &Request, flight: &mut Flight) -> Result<(), WorkerFailure> {
+        let bytes = message::encode_request(&request.addresses);
+        while let Some(rest) = bytes.get(flight.sent_bytes..).filter(|rest| !rest.is_empty()) {
+            let first = flight.sent_bytes == 0;
+            let attempt = || {
+                let files = [request.file.as_fd()];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                if first && !control.push(SendAncillaryMessage::ScmRights(&files)) {
+                    return Err(io::Error::other("no room for a file descriptor"));
+                }
+                Ok(rustix::net::sendmsg(&self.socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL)?)
+            };
+            match self.socket.async_io(Interest::WRITABLE, attempt).await {
+                Ok(sent_bytes) => flight.sent_bytes += sent_bytes,
+                Err(error) => return Err(self.ending(&error).await),
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives what is left to receive: the header and all of its payload.
+    async fn receive(&mut self, flight: &mut Flight) -> Result<Header, WorkerFailure> {
+        loop {
+            let received = &mut flight.received;
+            if let Some(header) = received.first_chunk::<{ Header::BYTES }>() {
+                let header = Header::decode(*header).map_err(WorkerFailure::Nonsense)?;
+                match received.len().cmp(&(Header::BYTES + header.payload_bytes)) {
+                    Ordering::Less => {}
+                    Ordering::Equal => return Ok(header),
+                    Ordering::Greater => return Err(WorkerFailure::Nonsense("more than its length says")),
+                }
+            }
+            received.reserve(READ_BYTES);
+            let read = async {
+                self.socket.readable().await?;
+                self.socket.try_read_buf(received)
+            };
+            match read.await {
+                Ok(0) => return Err(self.ending(&io::ErrorKind::UnexpectedEof.into()).await),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(self.ending(&error).await),
+            }
+        }
+    }
+
+    /// How the child ended, after `error` on its socket.
+    async fn ending(&mut self, error: &io::Error) -> WorkerFailure {
+        WorkerFailure::Crashed(match timeout(EXIT_LIMIT, self.child.wait()).await {
+            Ok(Ok(status)) => status.to_string(),
+            _ => error.to_string(),
+        })
+    }
+}
+
+/// An error and its cause in one line: the failure is compared and kept, the error can't be.
+fn not_started(error: &WorkerError) -> WorkerFailure {
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    WorkerFailure::NotStarted(format!("{error}{}", cause.unwrap_or_default()))
+}

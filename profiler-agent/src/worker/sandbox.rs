@@ -1,0 +1,198 @@
+//! What a worker may do: little. Applied once, before the first request is read.
+
+use std::io;
+
+use libc::c_long;
+use rustix::process::{Resource, Rlimit, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+use super::Role;
+
+/// Below everything that serves requests, above `SCHED_IDLE`, which may starve for minutes.
+const NICE: i32 = 10;
+/// Open files: 3 standard ones, `statm`, and the cache of symbols, each file at most twice.
+const MAX_OPEN_FILES: u64 = 64;
+
+/// A restriction that could not be applied: the worker does not run without.
+#[derive(Debug, thiserror::Error)]
+#[error("{step} failed")]
+pub(super) struct SandboxError {
+    step: &'static str,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl SandboxError {
+    fn at<E: Into<Box<dyn std::error::Error + Send + Sync>>>(step: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self { step, source: source.into() }
+    }
+}
+
+/// Restricts this process to what `role` needs. It has one thread.
+pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(SandboxError::at("to die with the parent"))?;
+    rustix::process::nice(NICE).map_err(SandboxError::at("nice"))?;
+    set_limits(role)?;
+    // When memory runs out this process goes before the agent and before what it observes. Without
+    // /proc or on a kernel that refuses nothing is lost but that order.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    drop_capabilities(role)?;
+    seccompiler::apply_filter(&filter(role)?).map_err(SandboxError::at("seccomp"))
+}
+
+/// Address space: files are mapped by the symbolizer only. Data: what is allocated; beyond it the
+/// process aborts, and the file that wanted it gets an error.
+fn set_limits(role: Role) -> Result<(), SandboxError> {
+    let (address_space_bytes, data_bytes) = match role {
+        Role::Tables => (1 << 30, 512 << 20),
+        Role::Symbols => (8 << 30, 1 << 30),
+    };
+    let limits = [
+        (Resource::As, address_space_bytes),
+        (Resource::Data, data_bytes),
+        (Resource::Core, 0),
+        (Resource::Nofile, MAX_OPEN_FILES),
+    ];
+    for (resource, limit) in limits {
+        // A limit that is lower already can't be raised, and need not be.
+        let bound = |present: Option<u64>| Some(present.map_or(limit, |present| present.min(limit)));
+        let present = rustix::process::getrlimit(resource);
+        let new = Rlimit { current: bound(present.current), maximum: bound(present.maximum) };
+        rustix::process::setrlimit(resource, new).map_err(SandboxError::at("setrlimit"))?;
+    }
+    Ok(())
+}
+
+/// Keeps the one to read files, and only for symbols: there files are opened again, by
+/// `/proc/self/fd`, which checks their permissions again.
+fn drop_capabilities(role: Role) -> Result<(), SandboxError> {
+    let failed = || SandboxError::at::<io::Error>("capset");
+    let present = rustix::thread::capabilities(None).map_err(|error| failed()(error.into()))?;
+    let kept = match role {
+        Role::Tables => CapabilitySet::empty(),
+        Role::Symbols => present.permitted & CapabilitySet::DAC_READ_SEARCH,
+    };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).map_err(|error| failed()(error.into()))
+}
+
+/// System calls that every role may make. `execve` is in no list, so capabilities can't come back.
+const ALWAYS: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_pread64,
+    libc::SYS_write,
+    libc::SYS_recvmsg,
+    libc::SYS_close,
+    libc::SYS_fstat,
+    libc::SYS_lseek,
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_futex,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_clock_gettime,
+    libc::SYS_getrandom,
+    libc::SYS_sched_yield,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// System calls that look files up by name.
+const BY_NAME: &[c_long] = &[
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+];
+
+/// The filter of `role`.
+///
+/// What it does not allow fails with EPERM and does not kill: the call does not happen either way,
+/// and a libc that tries another call first goes on with its fall-back. `readlink` must stay out:
+/// the symbolizer would use it to find a path for `/proc/self/fd/N`, and then open files that this
+/// path and the debug links of the (hostile) file name.
+fn filter(role: Role) -> Result<BpfProgram, SandboxError> {
+    let failed = || SandboxError::at::<seccompiler::BackendError>("building the seccomp filter");
+    let mut rules: Vec<(c_long, Vec<SeccompRule>)> = ALWAYS.iter().map(|&call| (call, Vec::new())).collect();
+    // Signals (for abort) to this process only: it may run as root.
+    let own_pid = i64::from(rustix::process::getpid().as_raw_nonzero().get()).cast_unsigned();
+    let conditional = [
+        (libc::SYS_tgkill, 0, SeccompCmpOp::Eq, own_pid),
+        (libc::SYS_mmap, 2, SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), 0),
+        (libc::SYS_mprotect, 2, SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), 0),
+        (libc::SYS_openat, 2, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
+    ];
+    for (call, argument, comparison, value) in conditional {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison, value);
+        let rule = condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(failed())?;
+        if call != libc::SYS_openat || role == Role::Symbols {
+            rules.push((call, vec![rule]));
+        }
+    }
+    if role == Role::Symbols {
+        rules.extend(BY_NAME.iter().map(|&call| (call, Vec::new())));
+    }
+    let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
+    let architecture = std::env::consts::ARCH.try_into().map_err(failed())?;
+    SeccompFilter::new(rules.into_iter().collect(), refuse, SeccompAction::Allow, architecture)
+        .and_then(BpfProgram::try_from)
+        .map_err(failed())
+}
+
+/// Flags of a system call as the filter compares them.
+fn bits(flags: i32) -> u64 {
+    u64::from(flags.cast_unsigned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::io::ErrorKind::PermissionDenied;
+
+    use super::*;
+
+    /// Filters hold for the thread that installs them, so a thread of the test can try one.
+    fn filtered<T: Send + 'static>(role: Role, attempt: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = std::thread::spawn(move || {
+            seccompiler::apply_filter(&filter(role).unwrap()).unwrap();
+            attempt()
+        });
+        thread.join().unwrap()
+    }
+
+    #[test]
+    fn sockets_programs_signals_and_writes_are_refused() {
+        for role in [Role::Tables, Role::Symbols] {
+            let refused = filtered(role, || {
+                [
+                    std::net::UdpSocket::bind("127.0.0.1:0").err(),
+                    std::process::Command::new("/bin/true").spawn().err(),
+                    rustix::process::kill_process(rustix::process::getpid(), Signal::URG).err().map(Into::into),
+                    OpenOptions::new().write(true).open("/dev/null").err(),
+                    File::create("/dev/null").err(),
+                    std::fs::read_link("/proc/self/exe").err(),
+                    std::fs::canonicalize("/proc/self/exe").err(),
+                ]
+            });
+            for (index, error) in refused.into_iter().enumerate() {
+                let error = error.unwrap_or_else(|| panic!("{role:?}: call {index} went through"));
+                assert_eq!(error.kind(), PermissionDenied, "{role:?}: call {index}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_symbols_may_open_files() {
+        assert_eq!(filtered(Role::Tables, || File::open("/proc/self/stat").err()).unwrap().kind(), PermissionDenied);
+        assert!(filtered(Role::Symbols, || File::open("/proc/self/stat").is_ok()));
+    }
+}

@@ -1,0 +1,139 @@
+//! Addresses to functions, by blazesym.
+//!
+//! blazesym opens files by path and keeps what it parsed by path, so each file has a symbolizer of
+//! its own, which lives as long as the descriptor that the path `/proc/self/fd/N` names: what was
+//! parsed of one file is never taken for another one's.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use blazesym::symbolize::source::{Elf, Source};
+use blazesym::symbolize::{CodeInfo, Input, Symbolized, Symbolizer};
+use profiler_common::address::Svma;
+
+use super::child::{Identity, examine};
+use super::demangle::demangle;
+use super::message::truncate;
+use super::{FileError, Frame};
+
+/// Files kept open with what was parsed of them: the least recently used one goes. Each takes at
+/// most three descriptors of the sandbox's limit.
+const OPEN_FILES: usize = 16;
+
+/// No program has an address from here on. blazesym calculates with addresses without looking for
+/// overflow.
+const USER_END: Svma = Svma(1 << 63);
+
+/// How far behind its start a symbol without a size names code, in bytes. Sizes are left out in some
+/// hand-written assembly; blazesym takes what follows for it, up to the next symbol, however far.
+const SIZELESS_REACH_BYTES: usize = 4096;
+
+/// Where distributions put separate debug information, by build id.
+const DEBUG_DIRECTORY: &str = "/usr/lib/debug/.build-id";
+
+/// The files that are open.
+#[derive(Default)]
+pub(super) struct Symbols {
+    /// The most recently used one last.
+    open: VecDeque<OpenFile>,
+}
+
+impl Symbols {
+    /// For each address its functions, innermost first.
+    pub(super) fn answer(&mut self, file: OwnedFd, addresses: &[Svma]) -> Result<Vec<Vec<Frame>>, FileError> {
+        let identity = examine(&file)?;
+        let known = self.open.iter().position(|open| open.identity == identity);
+        let open = known.and_then(|index| self.open.remove(index)).unwrap_or_else(|| OpenFile::new(file, identity));
+        if self.open.len() >= OPEN_FILES {
+            self.open.pop_front();
+        }
+        let frames = open.frames(addresses);
+        self.open.push_back(open);
+        frames
+    }
+}
+
+/// A file and what was parsed of it.
+struct OpenFile {
+    identity: Identity,
+    /// Where to look, in this order, for what the ones before do not know.
+    sources: Vec<Source<'static>>,
+    symbolizer: Symbolizer,
+    /// Keeps the path in `sources` valid; declared after what uses it, so dropped after it.
+    _file: OwnedFd,
+}
+
+impl OpenFile {
+    fn new(file: OwnedFd, identity: Identity) -> Self {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        // DWARF can be corrupt, or compressed in a way that is not built in: then names alone.
+        let mut names_only = Elf::new(&path);
+        names_only.debug_syms = false;
+        let separate = debug_file(&path).map(Elf::new);
+        let sources = separate.into_iter().chain([Elf::new(&path), names_only]).map(Source::Elf).collect();
+        // Without debug directories, and without `readlink` (see the sandbox), it follows no link
+        // that a file contains: with the right file name, opening reboots a node (/dev/watchdog).
+        let symbolizer = Symbolizer::builder()
+            .set_debug_dirs(Some(std::iter::empty::<&Path>()))
+            .enable_auto_reload(false)
+            .enable_demangling(false)
+            .build();
+        Self { identity, sources, symbolizer, _file: file }
+    }
+
+    fn frames(&self, addresses: &[Svma]) -> Result<Vec<Vec<Frame>>, FileError> {
+        let mut found = vec![Vec::new(); addresses.len()];
+        let mut failure = None;
+        for source in &self.sources {
+            let missing = |&index: &usize| found[index].is_empty() && addresses[index] < USER_END;
+            let indices: Vec<usize> = (0..addresses.len()).filter(missing).collect();
+            let offsets: Vec<u64> = indices.iter().map(|&index| addresses[index].0).collect();
+            match self.symbolizer.symbolize(source, Input::VirtOffset(&offsets)) {
+                Ok(symbols) => {
+                    indices.into_iter().zip(symbols).for_each(|(index, symbol)| found[index] = frames_of(&symbol));
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        match failure {
+            Some(error) if found.iter().all(Vec::is_empty) => Err(FileError::Corrupt(error.to_string())),
+            _ => Ok(found),
+        }
+    }
+}
+
+/// The file that holds the debug information of the one at `path`, where this system has it. Its
+/// name is made of nothing but the build id's digits.
+fn debug_file(path: &Path) -> Option<PathBuf> {
+    let build_id = blazesym::helper::read_elf_build_id(&path).ok()??;
+    let (first, rest) = build_id.split_first()?;
+    let digits: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let file = Path::new(DEBUG_DIRECTORY).join(format!("{first:02x}")).join(digits + ".debug");
+    file.is_file().then_some(file)
+}
+
+/// The functions at one address, innermost first; none when it is in no function with a name.
+fn frames_of(symbol: &Symbolized<'_>) -> Vec<Frame> {
+    let Symbolized::Sym(symbol) = symbol else { return Vec::new() };
+    // At 0 are the names of symbol versions.
+    let guess = symbol.size.is_none() && (symbol.addr == 0 || symbol.offset >= SIZELESS_REACH_BYTES);
+    if guess || symbol.name.is_empty() {
+        return Vec::new();
+    }
+    let inner = symbol.inlined.iter().rev();
+    let inner = inner.map(|function| frame(&function.name, function.code_info.as_ref(), true));
+    inner.chain([frame(&symbol.name, symbol.code_info.as_deref(), false)]).collect()
+}
+
+fn frame(symbol: &str, code: Option<&CodeInfo<'_>>, inlined: bool) -> Frame {
+    let file = code.map(|code| code.to_path().to_string_lossy().into_owned());
+    Frame {
+        name: demangle(symbol),
+        system_name: truncate(symbol).to_owned(),
+        file: file.as_deref().map(truncate).unwrap_or_default().to_owned(),
+        line: code.and_then(|code| code.line).unwrap_or_default(),
+        column: code.and_then(|code| code.column).unwrap_or_default().into(),
+        inlined,
+    }
+}

@@ -1,0 +1,57 @@
+//! Executables to unwind tables. Files are read with `pread`, never mapped: a file that shrinks
+//! meanwhile is an error, not a SIGBUS.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use profiler_common::address::FileOffset;
+use profiler_unwind::{BuildError, ReadAt, ReadError, UnwindTable};
+
+use super::FileError;
+use super::child::examine;
+
+/// The table of `file`.
+pub(super) fn build(file: OwnedFd) -> Result<UnwindTable, FileError> {
+    let size_bytes = examine(&file)?.size_bytes;
+    profiler_unwind::build(&Pread { file, size_bytes }).map_err(file_error)
+}
+
+fn file_error(error: BuildError) -> FileError {
+    let text = match std::error::Error::source(&error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    };
+    match error {
+        BuildError::Read { source: ReadError::Io(_), .. } => FileError::Unreadable(text),
+        BuildError::NotElf { .. } | BuildError::Machine { .. } => FileError::Unsupported(text),
+        _ => FileError::Corrupt(text),
+    }
+}
+
+/// A file that is read piece by piece.
+struct Pread {
+    file: OwnedFd,
+    size_bytes: u64,
+}
+
+impl ReadAt for Pread {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_at(&self, offset: FileOffset, buffer: &mut [u8]) -> Result<(), ReadError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset.0.saturating_add(done as u64);
+            let read = rustix::io::retry_on_intr(|| rustix::io::pread(&self.file, &mut buffer[done..], at));
+            match read.map_err(io::Error::from)? {
+                0 => {
+                    let length_bytes = buffer.len() as u64;
+                    return Err(ReadError::OutsideFile { offset, length_bytes, size_bytes: self.size_bytes });
+                }
+                read_bytes => done += read_bytes,
+            }
+        }
+        Ok(())
+    }
+}

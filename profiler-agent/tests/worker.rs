@@ -1,0 +1,430 @@
+//! The worker with real children and real files: what they answer, what they may do, and what a bad
+//! file or a lost child costs.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use profiler_agent::worker::{
+    FileError, FileKey, Frame, MAX_ADDRESSES, QUEUE_REQUESTS, Reply, Role, Worker, WorkerFailure,
+};
+use profiler_common::address::Svma;
+use rustix::process::{Pid, Signal};
+
+const PROGRAM: &str = r#"
+static int sum;
+static inline __attribute__((always_inline)) void inner(int n) {
+    sum += n;
+    __asm__ volatile(".globl spot\nspot: nop");
+}
+__attribute__((noinline)) int outer(int n) {
+    inner(n);
+    return sum;
+}
+int main(int argc, char **argv) { (void)argv; return outer(argc); }
+"#;
+
+const CPP_PROGRAM: &str = r"
+namespace space { struct Thing { __attribute__((noinline)) int twice(int n) { return n * 2 + seed; } int seed; }; }
+int main(int argc, char **) { space::Thing thing{argc}; return thing.twice(argc); }
+";
+
+/// A directory of one test, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("spanflame-worker-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Compiles `source` with `arguments`; the name's end selects the language.
+    fn compile(&self, name: &str, source: &str, arguments: &[&str]) -> PathBuf {
+        let (input, output) = (self.0.join(name), self.0.join(name).with_extension("elf"));
+        fs::write(&input, source).unwrap();
+        let compiler = if name.ends_with(".cc") { "g++" } else { "gcc" };
+        run(Command::new(compiler).args(arguments).arg("-o").args([&output, &input]));
+        output
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The first symbol of `file` that `nm` lists with a name that `wanted` likes, and its address.
+fn symbol(file: &Path, arguments: &[&str], wanted: impl Fn(&str) -> bool) -> (String, Svma) {
+    let list = run(Command::new("nm").args(arguments).arg("--defined-only").arg(file));
+    let found = list.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (address, name) = (fields.next()?, fields.nth(1)?);
+        wanted(name).then(|| (name.to_owned(), Svma(u64::from_str_radix(address, 16).unwrap())))
+    });
+    found.unwrap_or_else(|| panic!("no such symbol in {}", file.display()))
+}
+
+fn open(path: impl AsRef<Path>) -> Arc<OwnedFd> {
+    Arc::new(File::open(path).unwrap().into())
+}
+
+fn worker(role: Role) -> Worker {
+    Worker::spawn(role, Path::new(env!("CARGO_BIN_EXE_spanflame"))).unwrap()
+}
+
+async fn symbols(worker: &mut Worker, path: &Path, addresses: &[Svma]) -> Result<Vec<(Svma, Vec<Frame>)>, FileError> {
+    assert!(worker.request_symbols(FileKey(7), &open(path), addresses));
+    symbols_reply(worker, FileKey(7)).await
+}
+
+async fn symbols_reply(worker: &mut Worker, expected: FileKey) -> Result<Vec<(Svma, Vec<Frame>)>, FileError> {
+    match worker.next_reply().await {
+        Reply::Symbols { key, result } if key == expected => result,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The functions at one address of a file.
+async fn frames(path: &Path, address: Svma) -> Vec<Frame> {
+    let answer = symbols(&mut worker(Role::Symbols), path, &[address]).await.unwrap();
+    let [(answered, frames)] = answer.try_into().unwrap();
+    assert_eq!(answered, address);
+    frames
+}
+
+async fn table(worker: &mut Worker, file: Arc<OwnedFd>) -> Result<profiler_unwind::UnwindTable, FileError> {
+    assert!(worker.request_table(FileKey(3), file));
+    match worker.next_reply().await {
+        Reply::Table { key: FileKey(3), result } => result,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The C library that this test runs with.
+fn libc_path() -> PathBuf {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains("/libc.so"));
+    path.unwrap().into()
+}
+
+fn signal(worker: &Worker, signal: Signal) -> Pid {
+    let pid = Pid::from_raw(worker.child_id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, signal).unwrap();
+    pid
+}
+
+#[tokio::test]
+async fn inlined_functions_come_innermost_first_with_their_lines() {
+    let scratch = Scratch::new("inline");
+    let file = scratch.compile("inline.c", PROGRAM, &["-O2", "-g"]);
+    let found = frames(&file, symbol(&file, &[], |name| name == "spot").1).await;
+    let expected = [("inner", 5, true), ("outer", 8, false)];
+    let seen: Vec<_> = found.iter().map(|frame| (frame.name.as_str(), frame.line, frame.inlined)).collect();
+    assert_eq!(seen, expected, "{found:?}");
+    assert!(found.iter().all(|frame| Path::new(&frame.file) == scratch.0.join("inline.c")), "{found:?}");
+}
+
+#[tokio::test]
+async fn cpp_and_rust_names_come_in_both_forms() {
+    let scratch = Scratch::new("names");
+    let file = scratch.compile("names.cc", CPP_PROGRAM, &["-O1", "-g0"]);
+    let (mangled, address) = symbol(&file, &[], |name| name.contains("twice"));
+    let found = frames(&file, address).await;
+    assert_eq!(found[0].name, "space::Thing::twice(int)");
+    assert_eq!(found[0].system_name, mangled);
+    assert_eq!((found[0].file.as_str(), found[0].line), ("", 0), "there is no DWARF");
+
+    let file = std::env::current_exe().unwrap();
+    let (mangled, address) = symbol(&file, &[], |name| name.contains("symbol_to_find"));
+    assert_eq!(symbol_to_find(2), 6);
+    let found = frames(&file, address).await;
+    assert_eq!(found.last().unwrap().name, "worker::symbol_to_find");
+    assert_eq!(found.last().unwrap().system_name, mangled);
+    assert!(found.last().unwrap().file.ends_with("tests/worker.rs"));
+}
+
+#[inline(never)]
+fn symbol_to_find(n: u32) -> u32 {
+    std::hint::black_box(n) * 3
+}
+
+#[tokio::test]
+async fn a_stripped_library_is_known_by_its_dynamic_symbols() {
+    let libc = libc_path();
+    let (_, malloc) = symbol(&libc, &["-D"], |name| name.split('@').next() == Some("malloc"));
+    let mut worker = worker(Role::Symbols);
+    let answer = symbols(&mut worker, &libc, &[Svma(malloc.0 + 1), Svma(1), Svma(u64::MAX), malloc]).await.unwrap();
+    assert!(answer[0].1.last().unwrap().name.contains("malloc"), "{answer:?}");
+    assert_eq!((&answer[1].1, &answer[2].1), (&vec![], &vec![]), "nothing is there");
+    assert_eq!(answer[3].1.last().unwrap().name, answer[0].1.last().unwrap().name);
+}
+
+#[tokio::test]
+async fn a_table_is_the_one_that_the_library_builds() {
+    let mut worker = worker(Role::Tables);
+    for path in [libc_path(), std::env::current_exe().unwrap()] {
+        let expected = profiler_unwind::build(&fs::read(&path).unwrap()).unwrap();
+        assert!(!expected.parts.is_empty());
+        assert_eq!(table(&mut worker, open(&path)).await.unwrap(), expected);
+    }
+    assert_eq!(worker.restarts(), 0);
+}
+
+#[tokio::test]
+async fn files_that_are_none_cost_an_error_and_nothing_more() {
+    let scratch = Scratch::new("bad");
+    let good = scratch.compile("good.c", PROGRAM, &["-O2", "-g"]);
+    let bytes = fs::read(&good).unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = scratch.0.join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let empty = write("empty", b"");
+    let text = write("text", b"#!/bin/sh\n");
+    let cut = write("cut", &bytes[..bytes.len() / 2]);
+    let stub = write("stub", &bytes[..80]);
+    let garbage = write("garbage", &[&bytes[..64], &[0xff; 4096]].concat());
+    let mut symbolizer = worker(Role::Symbols);
+    let mut tables = worker(Role::Tables);
+    for (path, expected) in [(&empty, FileError::NotElf), (&text, FileError::NotElf)] {
+        assert_eq!(symbols(&mut symbolizer, path, &[Svma(0)]).await, Err(expected.clone()));
+        assert_eq!(table(&mut tables, open(path)).await, Err(expected));
+    }
+    let unreadable = FileError::Unreadable("not a regular file".to_owned());
+    assert_eq!(symbols(&mut symbolizer, &scratch.0, &[Svma(0)]).await, Err(unreadable.clone()));
+    assert_eq!(table(&mut tables, open(&scratch.0)).await, Err(unreadable.clone()));
+    let (pipe, _writer) = rustix::pipe::pipe().unwrap();
+    assert_eq!(table(&mut tables, Arc::new(pipe)).await, Err(unreadable));
+    for path in [&cut, &garbage] {
+        let answer = symbols(&mut symbolizer, path, &[Svma(0x1000)]).await;
+        assert!(matches!(answer, Err(FileError::Corrupt(_))), "{}: {answer:?}", path.display());
+    }
+    let answer = table(&mut tables, open(&stub)).await;
+    assert!(matches!(answer, Err(FileError::Corrupt(_))), "{answer:?}");
+    assert!(symbols(&mut symbolizer, &good, &[Svma(0x1000)]).await.is_ok());
+    assert!(table(&mut tables, open(&good)).await.is_ok());
+    assert_eq!((symbolizer.restarts(), tables.restarts()), (0, 0));
+}
+
+/// The file is rewritten under one path and descriptor number: what was parsed before must not show.
+#[tokio::test]
+async fn nothing_of_an_old_file_is_left() {
+    let scratch = Scratch::new("stale");
+    let mut worker = worker(Role::Symbols);
+    for name in ["first", "second", "third"] {
+        let source = format!("int {name}(void) {{ return 1; }}\nint main(void) {{ return {name}(); }}");
+        let file = scratch.compile("same.c", &source, &["-O0"]);
+        let (_, address) = symbol(&file, &[], |symbol| symbol == name);
+        let answer = symbols(&mut worker, &file, &[address]).await.unwrap();
+        assert_eq!(answer[0].1[0].name, name);
+    }
+    let files = (0..40).map(|index| {
+        let name = format!("function_{index}");
+        let file = scratch.compile(&format!("{index}.c"), &format!("int {name}(void) {{ return 1; }}"), &["-shared"]);
+        let (_, address) = symbol(&file, &[], |symbol| symbol == name);
+        (name, file, address)
+    });
+    let files: Vec<_> = files.collect();
+    for (name, file, address) in files.iter().chain(files.iter().rev()) {
+        let answer = symbols(&mut worker, file, &[*address]).await.unwrap();
+        assert_eq!(&answer[0].1[0].name, name);
+    }
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", worker.child_id().unwrap())).unwrap().count();
+    assert!(descriptors <= 40, "{descriptors} descriptors for 43 files");
+}
+
+/// A debug link names a pipe beside the program: who opens it hangs.
+#[tokio::test]
+async fn links_in_files_are_not_followed() {
+    let scratch = Scratch::new("link");
+    let file = scratch.compile("linked.c", PROGRAM, &["-O2"]);
+    let linked = scratch.0.join("linked.debug");
+    fs::copy(&file, &linked).unwrap();
+    run(Command::new("objcopy").arg("--add-gnu-debuglink").arg(&linked).arg(&file));
+    fs::remove_file(&linked).unwrap();
+    run(Command::new("mkfifo").arg(&linked));
+    let (_, outer) = symbol(&file, &[], |name| name == "outer");
+    let found = tokio::time::timeout(Duration::from_secs(20), frames(&file, outer)).await.unwrap();
+    assert_eq!(found[0].name, "outer");
+}
+
+#[tokio::test]
+async fn a_lost_child_costs_one_request() {
+    let scratch = Scratch::new("lost");
+    let file = scratch.compile("lost.c", PROGRAM, &["-O2", "-g"]);
+    let (_, outer) = symbol(&file, &[], |name| name == "outer");
+    let mut worker = worker(Role::Symbols);
+    signal(&worker, Signal::STOP);
+    for key in 0..4 {
+        assert!(worker.request_symbols(FileKey(key), &open(&file), &[outer]));
+    }
+    // Cancelled with the request at the child, which can't answer.
+    assert!(tokio::time::timeout(Duration::from_millis(200), worker.next_reply()).await.is_err());
+    signal(&worker, Signal::KILL);
+    let crashed = symbols_reply(&mut worker, FileKey(0)).await;
+    assert_eq!(crashed, Err(FileError::Worker(WorkerFailure::Crashed("signal: 9 (SIGKILL)".to_owned()))));
+    assert_eq!(symbols_reply(&mut worker, FileKey(1)).await.unwrap()[0].1[1].name, "outer");
+    assert_eq!((worker.restarts(), worker.pending()), (1, 2));
+
+    // Killed with nothing to do: no request pays for it.
+    let pid = signal(&worker, Signal::KILL);
+    gone(pid);
+    assert!(symbols_reply(&mut worker, FileKey(2)).await.is_ok());
+    assert_eq!(worker.restarts(), 2);
+
+    // A child that does not answer in time; the clock runs ahead once nothing else can happen.
+    signal(&worker, Signal::STOP);
+    assert!(tokio::time::timeout(Duration::from_millis(200), worker.next_reply()).await.is_err());
+    assert!(worker.request_symbols(FileKey(4), &open(&file), &[outer]));
+    tokio::time::pause();
+    let late = symbols_reply(&mut worker, FileKey(3)).await;
+    assert_eq!(late, Err(FileError::Worker(WorkerFailure::TimedOut(Duration::from_secs(60)))));
+    tokio::time::resume();
+    assert!(symbols_reply(&mut worker, FileKey(4)).await.is_ok());
+    assert_eq!((worker.restarts(), worker.pending()), (3, 0));
+}
+
+/// Gives an ELF file a symbol table of 16 million empty entries (384 MB that take no disk space): to
+/// read it takes a while.
+fn grow_symbol_table(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let number = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    // e_shoff, e_shnum; sh_type 2 is SHT_SYMTAB, sh_offset and sh_size follow at 24.
+    let (headers, count) = (number(&bytes, 0x28) as usize, usize::from(bytes[0x3c]));
+    let header = (0..count).map(|index| headers + index * 64).find(|&header| bytes[header + 4] == 2).unwrap();
+    let (offset, size) = (bytes.len().next_multiple_of(4096) as u64, 24u64 << 24);
+    bytes[header + 24..header + 32].copy_from_slice(&offset.to_le_bytes());
+    bytes[header + 32..header + 40].copy_from_slice(&size.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    File::options().write(true).open(path).unwrap().set_len(offset + size).unwrap();
+}
+
+/// A file that shrinks while it is mapped: SIGBUS for whoever reads on. The child is stopped for that
+/// when it has read the first MiB.
+#[tokio::test]
+async fn a_file_truncated_while_it_is_read_costs_that_file() {
+    let scratch = Scratch::new("sigbus");
+    let good = scratch.compile("good.c", PROGRAM, &["-O2", "-g"]);
+    let victim = scratch.compile("victim.c", PROGRAM, &["-O2"]);
+    grow_symbol_table(&victim);
+    let mut worker = worker(Role::Symbols);
+    symbols(&mut worker, &good, &[Svma(0x1000)]).await.unwrap();
+
+    let pid = worker.child_id().unwrap();
+    let file_pages = move || -> u64 {
+        let statm = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+        statm.split(' ').nth(2).unwrap().parse().unwrap()
+    };
+    let before = file_pages();
+    assert!(worker.request_symbols(FileKey(0), &open(&victim), &[Svma(0x1000)]));
+    assert!(worker.request_symbols(FileKey(1), &open(&good), &[Svma(0x1000)]));
+    let truncate = std::thread::spawn(move || {
+        let pid = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+        while file_pages() < before + 256 {}
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        File::options().write(true).open(&victim).unwrap().set_len(4096).unwrap();
+        rustix::process::kill_process(pid, Signal::CONT).unwrap();
+    });
+    let crashed = symbols_reply(&mut worker, FileKey(0)).await;
+    truncate.join().unwrap();
+    assert_eq!(crashed, Err(FileError::Worker(WorkerFailure::Crashed("signal: 7 (SIGBUS)".to_owned()))));
+    assert!(symbols_reply(&mut worker, FileKey(1)).await.is_ok());
+    assert_eq!(worker.restarts(), 1);
+}
+
+#[tokio::test]
+async fn many_addresses_are_split_and_the_queue_is_bounded() {
+    let mut worker = worker(Role::Symbols);
+    let libc = open(libc_path());
+    let addresses: Vec<Svma> = (0..MAX_ADDRESSES as u64 + 1).map(Svma).collect();
+    assert!(worker.request_symbols(FileKey(1), &libc, &addresses));
+    assert_eq!(worker.pending(), 2);
+    let first = symbols_reply(&mut worker, FileKey(1)).await.unwrap();
+    let second = symbols_reply(&mut worker, FileKey(1)).await.unwrap();
+    let answered: Vec<Svma> = first.iter().chain(&second).map(|(address, _)| *address).collect();
+    assert_eq!((first.len(), answered), (MAX_ADDRESSES, addresses));
+
+    for key in 0..QUEUE_REQUESTS {
+        assert!(worker.request_symbols(FileKey(key as u32), &libc, &[Svma(0)]));
+    }
+    assert!(!worker.request_symbols(FileKey(0), &libc, &[Svma(0)]));
+    assert_eq!(worker.pending(), QUEUE_REQUESTS);
+}
+
+#[tokio::test]
+async fn a_child_is_restricted() {
+    let field = |pid: u32, file: &str, name: &str| {
+        let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let own = |name| u64::from_str_radix(&field(std::process::id(), "status", name)[0], 16).unwrap();
+    let dac_read_search = own("CapPrm:") & 1 << 2;
+    for (role, capabilities) in [(Role::Tables, 0), (Role::Symbols, dac_read_search)] {
+        let mut worker = worker(role);
+        match role {
+            Role::Tables => assert!(table(&mut worker, open(libc_path())).await.is_ok()),
+            Role::Symbols => assert!(symbols(&mut worker, &libc_path(), &[Svma(0)]).await.is_ok()),
+        }
+        let pid = worker.child_id().unwrap();
+        assert_eq!(field(pid, "status", "Seccomp:"), ["2"], "filter mode");
+        assert_eq!(field(pid, "status", "NoNewPrivs:"), ["1"]);
+        assert_eq!(field(pid, "status", "Threads:"), ["1"]);
+        for set in ["CapPrm:", "CapEff:"] {
+            assert_eq!(field(pid, "status", set), [format!("{capabilities:016x}")], "{role:?} {set}");
+        }
+        for set in ["CapInh:", "CapAmb:"] {
+            assert_eq!(field(pid, "status", set), ["0000000000000000"], "{role:?} {set}");
+        }
+        assert_eq!(field(pid, "limits", "Max core file size")[..2], ["0", "0"]);
+        assert_ne!(field(pid, "limits", "Max address space")[1], "unlimited");
+        assert_ne!(field(pid, "limits", "Max data size")[1], "unlimited");
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let after_name = stat.rsplit(") ").next().unwrap();
+        assert_eq!(after_name.split(' ').nth(16), Some("10"), "nice, proc_pid_stat(5)");
+    }
+}
+
+/// The worker is leaked, so its socket stays open: only the signal can end the child.
+#[test]
+fn a_child_does_not_outlive_the_thread_that_started_it() {
+    let thread = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let pid = runtime.block_on(async {
+            let mut worker = worker(Role::Symbols);
+            assert!(symbols(&mut worker, &libc_path(), &[Svma(0)]).await.is_ok());
+            let pid = worker.child_id().unwrap();
+            std::mem::forget(worker);
+            pid
+        });
+        std::mem::forget(runtime);
+        pid
+    });
+    gone(Pid::from_raw(thread.join().unwrap().try_into().unwrap()).unwrap());
+}
+
+/// Waits until a process ended (collected or not).
+fn gone(pid: Pid) {
+    let start = Instant::now();
+    let running = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+        stat.is_ok_and(|stat| !stat.rsplit(") ").next().unwrap().starts_with('Z'))
+    };
+    while running() {
+        assert!(start.elapsed() < Duration::from_secs(20), "still there");
+        std::thread::yield_now();
+    }
+}
