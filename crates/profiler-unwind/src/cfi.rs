@@ -8,8 +8,8 @@ use crate::spans::Span;
 use crate::state::{Cfa, Effect, Interpreter, Invalid, Parameters, Saved, State};
 use crate::{aarch64, x86_64};
 use gimli::{
-    BaseAddresses, CommonInformationEntry, FrameDescriptionEntry, LittleEndian, UnwindExpression, UnwindOffset,
-    UnwindSection, Vendor,
+    BaseAddresses, CommonInformationEntry, FrameDescriptionEntry, LittleEndian, Register, UnwindExpression,
+    UnwindOffset, UnwindSection, Vendor,
 };
 use profiler_common::row::Rule;
 use std::ops::ControlFlow;
@@ -146,6 +146,14 @@ fn vendor(arch: Arch) -> Vendor {
     }
 }
 
+/// The frame pointer and the column of the return address.
+fn registers(arch: Arch) -> (Register, Register) {
+    match arch {
+        Arch::X86_64 => (x86_64::FRAME_POINTER, x86_64::RETURN_ADDRESS),
+        Arch::Aarch64 => (aarch64::FRAME_POINTER, aarch64::RETURN_ADDRESS),
+    }
+}
+
 /// A CIE and what all its FDEs share.
 struct Cie<'a> {
     at: usize,
@@ -185,11 +193,8 @@ impl<'a> Cies<'a> {
         self.charge(section.section().len().saturating_sub(at).min(MIN_CIE_WORK))?;
         let entry = section.cie_from_offset(bases, at.into())?;
         self.charge(entry.entry_len())?;
-        let (frame_pointer, return_address) = match self.arch {
-            Arch::X86_64 => (x86_64::FRAME_POINTER, x86_64::RETURN_ADDRESS),
-            Arch::Aarch64 => (aarch64::FRAME_POINTER, aarch64::RETURN_ADDRESS),
-        };
-        if entry.return_address_register() != return_address || entry.address_size() != 8 {
+        let (frame_pointer, return_address) = registers(self.arch);
+        if entry.address_size() != 8 {
             return Err(Unreadable);
         }
         let parameters = Parameters {
@@ -303,6 +308,9 @@ impl<'a, S: CfiSection<'a>> CallFrames<'a, S> {
     }
 
     fn encode(&self, state: &State, cie: &CommonInformationEntry<Reader<'a>>) -> Result<Encoded, Unsupported> {
+        if cie.return_address_register() != registers(self.cies.arch).1 {
+            return Err(Unsupported::ReturnAddress);
+        }
         let shape_of = |expression: UnwindExpression<usize>| match expression.get(&self.section) {
             Ok(expression) => shape(expression, cie.encoding()),
             Err(_) => Shape::Unknown,

@@ -259,7 +259,8 @@ impl<F: ReadAt> Builder<'_, F> {
         };
         if let Some((offset, left)) = self.elf.in_file(Svma(start)) {
             let length = left.min(until - start).min(self.search_left_bytes);
-            self.search_left_bytes -= length;
+            let cost = length.max(trampoline::SEARCH_MIN_BYTES);
+            self.search_left_bytes = self.search_left_bytes.saturating_sub(cost);
             if let Some((from, to, rule)) = trampoline::find(self.file, self.elf.arch, offset, length)? {
                 // The handler returns to the trampoline's first byte, and the address looked up for
                 // a return address is the one before.

@@ -13,6 +13,9 @@ use profiler_common::row::Rule;
 /// is made by a compiler with other runtime tables (Go).
 pub(crate) const SEARCH_BUDGET_BYTES: u64 = 4 << 20;
 
+/// What a search costs at least, so that the number of holes searched has a bound, too.
+pub(crate) const SEARCH_MIN_BYTES: u64 = 512;
+
 /// Bytes read at once.
 const BLOCK_BYTES: u64 = 64 * 1024;
 

@@ -1,0 +1,334 @@
+//! The table of real files against gimli's own evaluation of their CFI: at sampled addresses both
+//! unwind the same made-up frame and must find the same caller.
+#![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
+
+use gimli::{
+    BaseAddresses, CfaRule, CieOrFde, EhFrame, EndianSlice, EvaluationResult, LittleEndian, Location, Register,
+    RegisterRule, UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value,
+};
+use object::{Object, ObjectSection};
+use profiler_common::address::{FileOffset, Svma, VirtualAddress};
+use profiler_common::row::{END, Rule, SLOT_FP_UNKNOWN, UNSUPPORTED};
+use profiler_unwind::{
+    Arch, Machine, Registers, UnwindTable, bias_of_mapping, build, lookup, step_aarch64, step_x86_64,
+};
+
+type Slice<'a> = EndianSlice<'a, LittleEndian>;
+type Row = UnwindTableRow<usize>;
+
+/// Where the made-up frame has its stack pointer and frame pointer, far apart and aligned.
+const SP: u64 = 0x7f00_0000_0000;
+const FP: u64 = SP + 0x10_0000;
+const LR: u64 = 0x1234_5678;
+
+/// A share of rows that can't be expressed above which something must be wrong.
+const MOST_UNSUPPORTED: f64 = 0.02;
+
+/// Every word of memory holds an address above the stack that depends on where it is.
+fn memory(address: u64) -> u64 {
+    SP + 0x1000_0000 + (address.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) * 8
+}
+
+#[derive(Default)]
+struct MadeUp {
+    read: Vec<u64>,
+}
+
+impl Machine for MadeUp {
+    fn read(&mut self, address: u64, words: u64) -> u64 {
+        self.read = (0..words).map(|word| memory(address.wrapping_add(word * 8))).collect();
+        0
+    }
+
+    fn word(&self, index: u64) -> u64 {
+        self.read.get(usize::try_from(index).unwrap()).copied().unwrap_or(0)
+    }
+}
+
+/// The caller as our rule finds it: pc, sp, fp.
+fn by_rule(arch: Arch, rule: Rule, pc: u64) -> Result<[u64; 3], u64> {
+    let mut regs = Registers { pc, sp: SP, fp: FP, lr: LR, exact: 1 };
+    let stop = match arch {
+        Arch::X86_64 => step_x86_64(rule.0, &mut regs, &mut MadeUp::default()),
+        Arch::Aarch64 => step_aarch64(rule.0, &mut regs, &mut MadeUp::default(), 0),
+    };
+    if stop == 0 { Ok([regs.pc, regs.sp, regs.fp]) } else { Err(stop) }
+}
+
+/// gimli's view of one frame.
+struct Reference<'a> {
+    section: &'a EhFrame<Slice<'a>>,
+    encoding: gimli::Encoding,
+    arch: Arch,
+    pc: u64,
+}
+
+impl Reference<'_> {
+    fn register(&self, register: Register) -> u64 {
+        match (self.arch, register.0) {
+            (Arch::X86_64, 7) | (Arch::Aarch64, 31) => SP,
+            (Arch::X86_64, 6) | (Arch::Aarch64, 29) => FP,
+            (Arch::X86_64, 16) => self.pc,
+            (Arch::Aarch64, 30) => LR,
+            // Not what any rule uses: a comparison must fail.
+            _ => 0xdead_0000 + u64::from(register.0),
+        }
+    }
+
+    fn evaluate(&self, expression: UnwindExpression<usize>) -> u64 {
+        let mut evaluation = expression.get(self.section).unwrap().evaluation(self.encoding);
+        let mut state = evaluation.evaluate().unwrap();
+        loop {
+            state = match state {
+                EvaluationResult::Complete => break,
+                EvaluationResult::RequiresRegister { register, .. } => {
+                    evaluation.resume_with_register(Value::Generic(self.register(register))).unwrap()
+                }
+                EvaluationResult::RequiresMemory { address, .. } => {
+                    evaluation.resume_with_memory(Value::Generic(memory(address))).unwrap()
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        match evaluation.as_result().first().map(|piece| piece.location) {
+            Some(Location::Address { address }) => address,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The caller's value of a register; `None` when the CFI says that it can't be known.
+    fn caller(&self, row: &Row, cfa: u64, register: Register) -> Option<u64> {
+        match row.register(register) {
+            RegisterRule::Undefined | RegisterRule::SameValue => Some(self.register(register)),
+            RegisterRule::Offset(offset) => Some(memory(cfa.wrapping_add_signed(offset))),
+            RegisterRule::Expression(expression) => Some(memory(self.evaluate(expression))),
+            RegisterRule::Register(other) => Some(self.register(other)),
+            _ => None,
+        }
+    }
+
+    /// The caller as the CFI finds it: pc, sp, fp.
+    fn unwind(&self, row: &Row) -> [Option<u64>; 3] {
+        let cfa = match row.cfa() {
+            CfaRule::RegisterAndOffset { register, offset } => self.register(*register).wrapping_add_signed(*offset),
+            CfaRule::Expression(expression) => self.evaluate(*expression),
+        };
+        let (fp, ra, sp) = match self.arch {
+            Arch::X86_64 => (6, 16, 7),
+            Arch::Aarch64 => (29, 30, 31),
+        };
+        let sp = match row.register(Register(sp)) {
+            RegisterRule::Undefined => Some(cfa),
+            _ => self.caller(row, cfa, Register(sp)),
+        };
+        [self.caller(row, cfa, Register(ra)), sp, self.caller(row, cfa, Register(fp))]
+    }
+}
+
+#[derive(Default, Debug)]
+struct Tally {
+    compared: u64,
+    unsupported: u64,
+    ends: u64,
+    overlapping: u64,
+}
+
+/// Compares the rule at the reference's pc with the row.
+fn compare(table: &UnwindTable, reference: &Reference<'_>, row: &Row, tally: &mut Tally, path: &str) {
+    let pc = reference.pc;
+    let rule = lookup(table, Svma(pc)).unwrap_or_else(|| panic!("{path}: no rule at {pc:#x}"));
+    let return_address = if table.arch == Arch::X86_64 { 16 } else { 30 };
+    assert!(!rule.by_frame_pointer(), "{path} at {pc:#x}: a guess where there is CFI");
+    if rule.flags() & UNSUPPORTED != 0 {
+        tally.unsupported += 1;
+        return;
+    }
+    if rule.flags() & END != 0 {
+        assert_eq!(row.register(Register(return_address)), RegisterRule::Undefined, "{path} at {pc:#x}");
+        tally.ends += 1;
+        return;
+    }
+    let [expected_pc, expected_sp, expected_fp] = reference.unwind(row);
+    let found = by_rule(table.arch, rule, pc);
+    if expected_sp.is_some_and(|sp| sp <= SP) && found.is_err() {
+        return; // The step refuses a CFA that does not lie above sp, and rightly so.
+    }
+    let [found_pc, found_sp, found_fp] = found.unwrap_or_else(|stop| panic!("{path} at {pc:#x}: stop {stop:#x}"));
+    assert_eq!(Some(found_pc), expected_pc, "{path}: return address at {pc:#x}, {row:?}");
+    assert_eq!(Some(found_sp), expected_sp, "{path}: sp at {pc:#x}, {row:?}");
+    let unknown = table.arch == Arch::X86_64 && rule.slot() == SLOT_FP_UNKNOWN;
+    if unknown {
+        assert_eq!(found_fp, 0);
+        assert_ne!(row.register(Register(6)), RegisterRule::SameValue, "{path} at {pc:#x}");
+    } else {
+        assert_eq!(Some(found_fp), expected_fp, "{path}: frame pointer at {pc:#x}, {row:?}");
+    }
+    tally.compared += 1;
+}
+
+/// `.eh_frame` of a file as gimli reads it.
+fn section_of<'a>(elf: &object::File<'a>, table: &UnwindTable) -> (EhFrame<Slice<'a>>, BaseAddresses) {
+    let address = |name| elf.section_by_name(name).map_or(0, |section| section.address());
+    let bytes = elf.section_by_name(".eh_frame").unwrap().data().unwrap();
+    let mut section = EhFrame::new(bytes, LittleEndian);
+    if table.arch == Arch::Aarch64 {
+        section.set_vendor(gimli::Vendor::AArch64);
+    }
+    (section, BaseAddresses::default().set_eh_frame(address(".eh_frame")).set_text(address(".text")))
+}
+
+fn compare_file(path: &str, bytes: &[u8], table: &UnwindTable) -> Tally {
+    let elf = object::File::parse(bytes).unwrap();
+    let (section, bases) = section_of(&elf, table);
+    let mut fdes = Vec::new();
+    let mut entries = section.entries(&bases);
+    while let Some(entry) = entries.next().unwrap() {
+        if let CieOrFde::Fde(partial) = entry {
+            fdes.push(partial.parse(EhFrame::cie_from_offset).unwrap());
+        }
+    }
+    fdes.sort_by_key(|fde| (fde.initial_address(), fde.end_address()));
+    let mut tally = Tally::default();
+    let mut context = UnwindContext::new();
+    let mut covered_to = 0;
+    for (index, fde) in fdes.iter().enumerate() {
+        let next = fdes.get(index + 1).map_or(u64::MAX, |next| next.initial_address());
+        let overlaps = fde.initial_address() < covered_to || fde.end_address() > next;
+        covered_to = covered_to.max(fde.end_address());
+        if overlaps || lookup(table, Svma(fde.initial_address())).is_none() {
+            tally.overlapping += 1;
+            continue;
+        }
+        let mut rows = fde.rows(&section, &bases, &mut context).unwrap();
+        while let Some(row) = rows.next_row().unwrap() {
+            let (start, end) = (row.start_address(), row.end_address().min(fde.end_address()));
+            let step = ((end.saturating_sub(start)) / 7).max(1);
+            let samples = (start..end).step_by(usize::try_from(step).unwrap()).chain((start < end).then(|| end - 1));
+            for pc in samples {
+                let reference = Reference { section: &section, encoding: fde.cie().encoding(), arch: table.arch, pc };
+                compare(table, &reference, row, &mut tally, path);
+            }
+        }
+    }
+    tally
+}
+
+/// Compares those of `paths` that exist; a name that ends with `*` stands for any ending.
+fn check(paths: &[&str]) {
+    for path in paths {
+        let Some((path, bytes)) = find(path) else {
+            println!("skipped {path}: not on this machine");
+            continue;
+        };
+        let table = build(&bytes).unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        let tally = compare_file(&path, &bytes, &table);
+        let share = table.problems.unsupported_rows() as f64 / table.problems.cfi_rows as f64;
+        println!("{path}: {:.3}% of rows not expressed; {tally:?}", share * 100.0);
+        assert!(tally.compared > 0 && share < MOST_UNSUPPORTED, "{path}: {:?}", table.problems);
+    }
+}
+
+fn find(path: &str) -> Option<(String, Vec<u8>)> {
+    let Some(start) = path.strip_suffix('*') else { return Some((path.to_owned(), std::fs::read(path).ok()?)) };
+    let (folder, name) = start.rsplit_once('/')?;
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let mut matching = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(name));
+    let path = matching.next()?.path();
+    Some((path.display().to_string(), std::fs::read(path).ok()?))
+}
+
+#[test]
+fn c_libraries() {
+    check(&[
+        "/usr/lib/x86_64-linux-gnu/libc.so.6",
+        "/usr/lib/x86_64-linux-gnu/libm.so.6",
+        "/usr/lib/x86_64-linux-gnu/libstdc++.so.6",
+        "/usr/lib/x86_64-linux-gnu/libcrypto.so.3",
+        "/usr/lib/x86_64-linux-gnu/libpython3*",
+        "/lib64/ld-linux-x86-64.so.2",
+    ]);
+}
+
+#[test]
+fn programs() {
+    check(&[
+        "/proc/self/exe",
+        "/usr/bin/git",
+        "/usr/bin/perl",
+        "/usr/bin/openssl",
+        "/usr/sbin/nginx",
+        "/usr/bin/node",
+        "/usr/lib/gcc/x86_64-linux-gnu/12/cc1",
+        "/usr/lib/x86_64-linux-gnu/libLLVM*",
+    ]);
+}
+
+#[test]
+fn aarch64_libraries() {
+    check(&[
+        "/usr/aarch64-linux-gnu/lib/libc.so.6",
+        "/usr/aarch64-linux-gnu/lib/libstdc++.so.6",
+        "/usr/aarch64-linux-gnu/lib/ld-linux-aarch64.so.1",
+        "/usr/aarch64-linux-gnu/lib/libasan.so.8.0.0",
+    ]);
+}
+
+#[test]
+fn without_section_headers_the_same_rows_come_out() {
+    for path in ["/proc/self/exe", "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/aarch64-linux-gnu/lib/libm.so.6"] {
+        let Ok(mut bytes) = std::fs::read(path) else {
+            println!("skipped {path}: not on this machine");
+            continue;
+        };
+        let with = build(&bytes).unwrap();
+        let plts: Vec<_> = object::File::parse(bytes.as_slice())
+            .unwrap()
+            .sections()
+            .filter(|section| section.name().is_ok_and(|name| name.starts_with(".plt")))
+            .map(|section| section.address()..section.address() + section.size())
+            .collect();
+        // e_shoff, e_shnum and e_shstrndx: 0, as strip and sstrip leave them.
+        bytes[40..48].fill(0);
+        bytes[60..64].fill(0);
+        let without = build(&bytes).unwrap();
+        // A .plt without CFI is known only by its section header.
+        let in_plt = |svma: u64| plts.iter().any(|plt| plt.contains(&svma));
+        for part in &with.parts {
+            for svma in part.rows.iter().map(|row| part.start.0 + u64::from(row.pc_offset())) {
+                let same = lookup(&with, Svma(svma)) == lookup(&without, Svma(svma));
+                assert!(same || in_plt(svma), "{path} at {svma:#x}");
+            }
+        }
+        assert_eq!(with.problems, without.problems, "{path}");
+    }
+}
+
+/// The lines of /proc/self/maps: start, permissions, offset, path.
+fn own_mappings() -> Vec<(u64, String, u64, String)> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let parse = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let start = u64::from_str_radix(fields.first()?.split('-').next()?, 16).ok()?;
+        let offset = u64::from_str_radix(fields.get(2)?, 16).ok()?;
+        Some((start, (*fields.get(1)?).to_owned(), offset, (*fields.get(5)?).to_owned()))
+    };
+    maps.lines().filter_map(parse).filter(|(_, _, _, path)| path.starts_with('/')).collect()
+}
+
+#[test]
+fn the_bias_of_code_is_the_address_that_the_first_mapping_was_given() {
+    let mappings = own_mappings();
+    let mut checked = 0;
+    for (start, permissions, offset, path) in &mappings {
+        if !permissions.contains('x') {
+            continue;
+        }
+        let table = build(&std::fs::read(path).unwrap()).unwrap();
+        let (first, ..) = mappings.iter().find(|(_, _, offset, other)| *offset == 0 && other == path).unwrap();
+        let first_svma = table.segments.first().unwrap().svma.0;
+        let bias = bias_of_mapping(&table.segments, VirtualAddress(*start), FileOffset(*offset), 4096).unwrap();
+        assert_eq!(bias.0, first - first_svma, "{path}");
+        checked += 1;
+    }
+    assert!(checked >= 2, "the program and its C library at least: {mappings:?}");
+}
