@@ -123,7 +123,7 @@ impl<'a> CfiSection<'a> for gimli::DebugFrame<Reader<'a>> {
     }
 }
 
-/// `.eh_frame`, loaded at `svma`.
+/// `.eh_frame`.
 pub(crate) fn eh_frame(bytes: &[u8], arch: Arch) -> gimli::EhFrame<Reader<'_>> {
     let mut section = gimli::EhFrame::new(bytes, LittleEndian);
     section.set_address_size(8);

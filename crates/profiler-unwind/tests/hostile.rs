@@ -12,8 +12,11 @@ use proptest::prelude::*;
 use std::sync::LazyLock;
 use synthetic_elf::{Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
+/// The bytes of a file, and starts and lengths of what is worth damaging in it.
+type Target = (Vec<u8>, Vec<(usize, usize)>);
+
 /// Files to damage, with the extents of headers and CFI: damage elsewhere would show nothing.
-static FILES: LazyLock<Vec<(Vec<u8>, Vec<(usize, usize)>)>> = LazyLock::new(|| {
+static FILES: LazyLock<Vec<Target>> = LazyLock::new(|| {
     let cfi = Cfi::eh_frame().cie("", 16, X86_64_INITIAL).fde(0, 40, &[op::DEF_CFA_OFFSET, 16, op::advance(4)]);
     let cfi = cfi.fde(20, 100, &[op::REMEMBER_STATE, op::advance(9), op::DEF_CFA, 6, 16, op::RESTORE_STATE]);
     let both = ElfFile::new(X86_64, 256).cfi(&cfi).cfi(&Cfi::debug_frame().cie("", 16, &[]).fde(100, 90, &[]));
