@@ -1,4 +1,19 @@
 //! The agent: everything that touches the kernel, /proc, the clock, the disk or the network.
 
+mod aggregate;
+pub mod cli;
+mod clock;
+mod counts;
 pub mod kernel;
+mod kernel_symbols;
+pub mod launch;
+mod locate;
+mod missed;
+mod output;
+mod proc_fs;
+pub mod record;
+mod session;
+mod symbols;
+mod tracker;
+mod waiting;
 pub mod worker;

@@ -1,4 +1,40 @@
 //! The binary `spanflame`.
-fn main() {
-    println!("{:#?}", profiler_agent::kernel::verifier_report());
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use profiler_agent::cli::{Cli, Command, answer, complain};
+use profiler_agent::worker::{self, Role};
+use profiler_agent::{kernel, launch, record};
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Record(options) => match record::run(&options) {
+            Ok(code) => code,
+            Err(error) => {
+                complain(&error.to_string());
+                error.exit_code()
+            }
+        },
+        Command::Launch { command } => launch::run(&command),
+        Command::Worker { role } => match Role::from_word(&role) {
+            Some(role) => worker::run(role),
+            None => ExitCode::from(2),
+        },
+        Command::VerifierReport => verifier_report(),
+    }
+}
+
+fn verifier_report() -> ExitCode {
+    let report = kernel::check_support().and_then(|()| kernel::verifier_report());
+    let text = report.map_err(|error| error.to_string()).and_then(|figures| {
+        serde_json::to_vec(&figures).map_err(|error| error.to_string())
+    });
+    match text.and_then(|text| answer(&text).map_err(|error| error.to_string())) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
 }

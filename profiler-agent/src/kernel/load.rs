@@ -39,7 +39,7 @@ const STACK_TO_PT_REGS: u64 = 16384 - if cfg!(target_arch = "aarch64") { 336 } e
 /// On kernels with 52-bit user addresses the mask is smaller (0x70_0000_0000_0000), but addresses
 /// above 48 bits are only handed out to who asks for them, so masking them too changes no address of
 /// code. On a CPU without pointer authentication these bits are 0.
-const POINTER_AUTH_MASK: u64 = if cfg!(target_arch = "aarch64") { 0x007f_0000_0000_0000 } else { 0 };
+pub(crate) const POINTER_AUTH_MASK: u64 = if cfg!(target_arch = "aarch64") { 0x007f_0000_0000_0000 } else { 0 };
 
 /// How to load the programs.
 #[derive(Clone, Copy, Debug)]
@@ -72,19 +72,40 @@ pub struct Kernel {
     pub followed: Followed,
     /// What the programs count.
     pub counters: Counters,
-    /// The online CPUs when we started.
-    pub cpus: Vec<u32>,
+    /// The clocks and what they run.
+    pub sampling: Sampling,
     /// What the verifier and the JIT made of each program.
     pub figures: Vec<ProgramFigures>,
+}
+
+/// The clocks of all CPUs and the attached programs; dropping it detaches everything.
+pub struct Sampling {
     clocks: Vec<PerfEvent>,
     // Held for what they keep attached: the array of programs, the tracepoints.
     _tail_calls: ProgramArray<MapData>,
     _ebpf: aya::Ebpf,
 }
 
+impl Sampling {
+    /// Starts the clocks of all CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn start(&self) -> Result<(), KernelError> {
+        self.clocks.iter().try_for_each(PerfEvent::enable)
+    }
+
+    /// Stops the clocks of all CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses one.
+    pub fn stop(&self) -> Result<(), KernelError> {
+        self.clocks.iter().try_for_each(PerfEvent::disable)
+    }
+}
+
 impl Kernel {
-    /// Loads the programs and attaches all but the sampling: that waits for
-    /// [`Self::start_sampling`].
+    /// Loads the programs and attaches all but the sampling: that waits for [`Sampling::start`].
     ///
     /// # Errors
     /// With what the kernel refused, and what to do.
@@ -110,28 +131,9 @@ impl Kernel {
             tables: Tables::new(&mut ebpf, options.row_chunks)?,
             followed: Followed::new(&mut ebpf)?,
             counters: Counters::new(counters),
-            cpus,
+            sampling: Sampling { clocks, _tail_calls: programs.tail_calls, _ebpf: ebpf },
             figures,
-            clocks,
-            _tail_calls: programs.tail_calls,
-            _ebpf: ebpf,
         })
-    }
-
-    /// Starts the clocks of all CPUs.
-    ///
-    /// # Errors
-    /// When the kernel refuses one.
-    pub fn start_sampling(&self) -> Result<(), KernelError> {
-        self.clocks.iter().try_for_each(PerfEvent::enable)
-    }
-
-    /// Stops the clocks of all CPUs.
-    ///
-    /// # Errors
-    /// When the kernel refuses one.
-    pub fn stop_sampling(&self) -> Result<(), KernelError> {
-        self.clocks.iter().try_for_each(PerfEvent::disable)
     }
 }
 

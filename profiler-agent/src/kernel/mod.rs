@@ -16,7 +16,9 @@ mod tables;
 
 pub use check::{check_frequency, check_support};
 pub use error::KernelError;
-pub use load::{Kernel, LoadOptions};
+pub use load::{Kernel, LoadOptions, Sampling};
+#[cfg(target_arch = "aarch64")]
+pub(crate) use load::POINTER_AUTH_MASK;
 pub use programs::{ProgramFigures, verifier_report};
 pub use records::Records;
 pub use tables::{Followed, Tables};

@@ -114,6 +114,27 @@ const BY_NAME: &[c_long] = &[
     libc::SYS_stat,
 ];
 
+/// A call that is allowed where one of its arguments compares as stated with a value.
+type Conditional = (c_long, u8, SeccompCmpOp, u64);
+
+/// To open files for reading, and not even to create them. musl uses `open` where there is one.
+const OPEN: &[Conditional] = &[
+    (libc::SYS_openat, 2, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, 1, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
+];
+
+/// Memory that is not executable; signals (for `abort`) to this process only: it may run as root.
+fn conditional() -> Vec<Conditional> {
+    let own_pid = bits(rustix::process::getpid().as_raw_pid());
+    vec![
+        (libc::SYS_mmap, 2, SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), 0),
+        (libc::SYS_mprotect, 2, SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), 0),
+        (libc::SYS_tgkill, 0, SeccompCmpOp::Eq, own_pid),
+        (libc::SYS_tkill, 0, SeccompCmpOp::Eq, own_pid),
+    ]
+}
+
 /// The filter of `role`.
 ///
 /// What it does not allow fails with EPERM and does not kill: the call does not happen either way,
@@ -123,23 +144,15 @@ const BY_NAME: &[c_long] = &[
 fn filter(role: Role) -> Result<BpfProgram, SandboxError> {
     let failed = || SandboxError::at::<seccompiler::BackendError>("building the seccomp filter");
     let mut rules: Vec<(c_long, Vec<SeccompRule>)> = ALWAYS.iter().map(|&call| (call, Vec::new())).collect();
-    // Signals (for abort) to this process only: it may run as root.
-    let own_pid = i64::from(rustix::process::getpid().as_raw_nonzero().get()).cast_unsigned();
-    let conditional = [
-        (libc::SYS_tgkill, 0, SeccompCmpOp::Eq, own_pid),
-        (libc::SYS_mmap, 2, SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), 0),
-        (libc::SYS_mprotect, 2, SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), 0),
-        (libc::SYS_openat, 2, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
-    ];
+    let mut conditional = conditional();
+    if role == Role::Symbols {
+        rules.extend(BY_NAME.iter().map(|&call| (call, Vec::new())));
+        conditional.extend(OPEN.iter().cloned());
+    }
     for (call, argument, comparison, value) in conditional {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison, value);
         let rule = condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(failed())?;
-        if call != libc::SYS_openat || role == Role::Symbols {
-            rules.push((call, vec![rule]));
-        }
-    }
-    if role == Role::Symbols {
-        rules.extend(BY_NAME.iter().map(|&call| (call, Vec::new())));
+        rules.push((call, vec![rule]));
     }
     let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     let architecture = std::env::consts::ARCH.try_into().map_err(failed())?;
@@ -148,9 +161,9 @@ fn filter(role: Role) -> Result<BpfProgram, SandboxError> {
         .map_err(failed())
 }
 
-/// Flags of a system call as the filter compares them.
-fn bits(flags: i32) -> u64 {
-    u64::from(flags.cast_unsigned())
+/// An `int` argument as the filter compares it.
+const fn bits(argument: i32) -> u64 {
+    argument.cast_unsigned() as u64
 }
 
 #[cfg(test)]

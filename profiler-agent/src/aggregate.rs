@@ -1,0 +1,193 @@
+//! From located samples to the profile. Every location is interned once; its symbols come later.
+
+use std::collections::{HashMap, HashSet};
+
+use profiler_common::address::{Bias, FileOffset, Pid, Svma, VirtualAddress};
+use profiler_model::{FoundBy, FrameKind, Function, Labels, Line, LocationId, LocationKey, Mapping, MappingId, Profile};
+
+use crate::locate::{LocatedFrame, LocatedSample};
+use crate::tracker::{ANONYMOUS_CODE, Code, Tracker};
+use crate::worker::{FileKey, Frame};
+
+/// The kernel's half of the address space, on x86_64 and aarch64.
+const KERNEL_START: VirtualAddress = VirtualAddress(1 << 63);
+
+/// The profile in the making, and which of its locations still need symbols.
+pub(crate) struct Aggregator {
+    pub(crate) profile: Profile,
+    mappings: HashMap<(Pid, Code), (MappingId, Bias)>,
+    kernel_mapping: MappingId,
+    known: HashSet<LocationId>,
+    /// The locations of each address of a file: one in every process that maps it.
+    locations: HashMap<(FileKey, Svma), Vec<LocationId>>,
+    wanted: HashMap<FileKey, Vec<Svma>>,
+    kernel_wanted: Vec<(LocationId, VirtualAddress)>,
+    stack: Vec<LocationId>,
+}
+
+impl Aggregator {
+    pub(crate) fn new(mut profile: Profile) -> Self {
+        let path = profile.string("[kernel.kallsyms]");
+        let build_id = profile.string("");
+        let kernel_mapping = profile.mapping(Mapping {
+            start: KERNEL_START,
+            end: VirtualAddress(u64::MAX),
+            file_offset: FileOffset(0),
+            bias: Bias(0),
+            path,
+            build_id,
+            discriminator: 0,
+        });
+        Self {
+            profile,
+            mappings: HashMap::new(),
+            kernel_mapping,
+            known: HashSet::new(),
+            locations: HashMap::new(),
+            wanted: HashMap::new(),
+            kernel_wanted: Vec::new(),
+            stack: Vec::new(),
+        }
+    }
+
+    /// Adds one sample.
+    pub(crate) fn add(&mut self, sample: &LocatedSample, tracker: &Tracker) {
+        let header = &sample.header;
+        let mut stack = std::mem::take(&mut self.stack);
+        stack.clear();
+        stack.extend(sample.kernel_frames.iter().map(|address| self.kernel_location(*address)));
+        stack.extend(sample.user_frames.iter().map(|frame| self.user_location(header.pid, frame, tracker)));
+        let thread = comm(&header.comm);
+        let process = tracker.process(header.pid).map(|process| process.name_at(header.time));
+        let process = process.filter(|name| !name.is_empty());
+        let labels = Labels {
+            pid: header.pid,
+            tid: header.tid,
+            cpu: Some(header.cpu),
+            thread: self.profile.string(&thread),
+            process: self.profile.string(process.as_deref().unwrap_or(&thread)),
+            stop: sample.stop,
+        };
+        self.profile.add_sample(&stack, labels, 1);
+        self.stack = stack;
+    }
+
+    fn kernel_location(&mut self, address: VirtualAddress) -> LocationId {
+        let mapping = Some(self.kernel_mapping);
+        let key = LocationKey { mapping, address, kind: FrameKind::Kernel, found_by: FoundBy::Cfi };
+        let location = self.profile.location(key);
+        if self.known.insert(location) {
+            self.kernel_wanted.push((location, address));
+        }
+        location
+    }
+
+    fn user_location(&mut self, pid: Pid, frame: &LocatedFrame, tracker: &Tracker) -> LocationId {
+        let place = frame.code.map(|code| (code, self.mapping(pid, code, tracker)));
+        let found_by = if frame.by_frame_pointer { FoundBy::FramePointer } else { FoundBy::Cfi };
+        let mapping = place.map(|(_code, (mapping, _bias))| mapping);
+        let location =
+            self.profile.location(LocationKey { mapping, address: frame.address, kind: FrameKind::User, found_by });
+        if self.known.insert(location)
+            && let Some((code, (_mapping, bias))) = place
+        {
+            if code.file == ANONYMOUS_CODE {
+                self.name(location, "[jit]");
+            } else {
+                self.want(code.file, frame.address.in_file(bias), location);
+            }
+        }
+        location
+    }
+
+    fn want(&mut self, file: FileKey, address: Svma, location: LocationId) {
+        let locations = self.locations.entry((file, address)).or_default();
+        if let Some(symbolized) = locations.first().and_then(|first| self.profile.lines(*first)) {
+            let lines = symbolized.to_vec();
+            self.profile.set_lines(location, lines);
+        } else if locations.is_empty() {
+            self.wanted.entry(file).or_default().push(address);
+        }
+        locations.push(location);
+    }
+
+    fn mapping(&mut self, pid: Pid, code: Code, tracker: &Tracker) -> (MappingId, Bias) {
+        if let Some(known) = self.mappings.get(&(pid, code)) {
+            return *known;
+        }
+        let executable = tracker.executable(code.file);
+        let bias = executable.map_or(Bias(0), |executable| executable.bias(code.start, code.file_offset));
+        let path = executable.map_or("", |executable| executable.path.as_str());
+        let build_id = executable.map_or("", |executable| executable.build_id.as_str());
+        let discriminator = match build_id {
+            "" if code.file == ANONYMOUS_CODE => u64::from(pid.0),
+            "" => u64::from(code.file.0) << 32,
+            _ => 0,
+        };
+        let mapping = Mapping {
+            start: code.start,
+            end: code.end,
+            file_offset: code.file_offset,
+            bias,
+            path: self.profile.string(path),
+            build_id: self.profile.string(build_id),
+            discriminator,
+        };
+        let id = self.profile.mapping(mapping);
+        if self.profile.main_mapping().is_none() && !path.contains(".so") && !path.starts_with('[') {
+            self.profile.set_main_mapping(id);
+        }
+        self.mappings.insert((pid, code), (id, bias));
+        (id, bias)
+    }
+
+    fn name(&mut self, location: LocationId, name: &str) {
+        let name = self.profile.string(name);
+        let file = self.profile.string("");
+        let function = self.profile.function(Function { name, system_name: name, file, start_line: 0 });
+        self.profile.set_lines(location, vec![Line { function, line: 0, column: 0 }]);
+    }
+
+    /// The addresses of user code to symbolize since this was last asked, by file.
+    pub(crate) fn take_wanted(&mut self) -> HashMap<FileKey, Vec<Svma>> {
+        std::mem::take(&mut self.wanted)
+    }
+
+    /// The kernel addresses to symbolize since this was last asked.
+    pub(crate) fn take_kernel_wanted(&mut self) -> Vec<(LocationId, VirtualAddress)> {
+        std::mem::take(&mut self.kernel_wanted)
+    }
+
+    /// Takes in what is at an address of a file.
+    pub(crate) fn symbolized(&mut self, file: FileKey, address: Svma, frames: &[Frame]) {
+        let lines = self.lines(frames);
+        for location in self.locations.get(&(file, address)).into_iter().flatten() {
+            self.profile.set_lines(*location, lines.clone());
+        }
+    }
+
+    /// Takes in what is at a kernel address.
+    pub(crate) fn kernel_symbolized(&mut self, location: LocationId, frames: &[Frame]) {
+        let lines = self.lines(frames);
+        self.profile.set_lines(location, lines);
+    }
+
+    fn lines(&mut self, frames: &[Frame]) -> Vec<Line> {
+        let mut line = |frame: &Frame| {
+            let function = Function {
+                name: self.profile.string(&frame.name),
+                system_name: self.profile.string(&frame.system_name),
+                file: self.profile.string(&frame.file),
+                start_line: 0,
+            };
+            Line { function: self.profile.function(function), line: frame.line, column: frame.column }
+        };
+        frames.iter().map(&mut line).collect()
+    }
+}
+
+/// A thread's name: up to the first NUL, whatever bytes the thread chose.
+fn comm(bytes: &[u8; 16]) -> String {
+    let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
+}

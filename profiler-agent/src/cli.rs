@@ -1,0 +1,155 @@
+//! The command line: what can be asked, and how answers are printed.
+
+use std::ffi::OsString;
+use std::io::{self, Write as _};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A profiler for Linux: samples every thread from the kernel, unwinds without frame pointers, and
+/// answers with a flame graph.
+#[derive(Debug, Parser)]
+#[command(name = "spanflame", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Record a profile of processes, a command or the whole node
+    #[command(after_help = EXAMPLES)]
+    Record(Record),
+    /// Become a command when continued (used by `record -- COMMAND`)
+    #[command(hide = true)]
+    Launch {
+        /// The command.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Parse files of other programs (started by spanflame itself)
+    #[command(hide = true)]
+    Worker {
+        /// `tables` or `symbols`.
+        role: String,
+    },
+    /// Load the kernel programs and print what the verifier made of them, as JSON
+    #[command(hide = true)]
+    VerifierReport,
+}
+
+const EXAMPLES: &str = "Examples:
+  spanflame record -p 1234 -d 10s -o flame.svg          a flame graph of one process and its children
+  spanflame record -a -d 30s -o node.svg -o node.pb.gz  the whole node, also as pprof
+  spanflame record -o build.svg -- make -j2             a command, from its first instruction
+  spanflame record -p 1234 -d 5s                        the hottest functions, in the terminal
+
+Output files (-o) by the end of their names:
+  .svg     flame graph        .folded  folded stacks        .pb.gz  pprof (go tool pprof)
+
+Exit code: 0 done (or that of COMMAND), 1 failed, 2 bad usage, 3 not permitted or not supported here.";
+
+/// `spanflame record`.
+#[derive(Debug, Args)]
+pub struct Record {
+    /// Profile this process: all its threads, and its children. Repeatable
+    #[arg(short, long = "pid", value_name = "PID", conflicts_with_all = ["all", "exec"])]
+    pub pid: Vec<u32>,
+    /// Profile the whole node; idle CPUs are left out
+    #[arg(short, long, conflicts_with = "exec")]
+    pub all: bool,
+    /// Leave out children of the profiled processes
+    #[arg(long, conflicts_with = "all")]
+    pub no_children: bool,
+    /// Stop after this time: 10s, 500ms, 2m (default: at Ctrl-C, or when the processes have ended)
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Samples a second on each busy CPU, 1 to 10000
+    #[arg(short = 'F', long, value_name = "HZ", default_value = "99", value_parser = parse_frequency)]
+    pub frequency: NonZeroU32,
+    /// Write the profile to this file: .svg, .folded or .pb.gz. Repeatable
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Vec<PathBuf>,
+    /// Print the hottest functions and the profile's quality as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Profile this command, from its first instruction to its end
+    #[arg(last = true, value_name = "COMMAND")]
+    pub exec: Vec<OsString>,
+}
+
+fn parse_frequency(text: &str) -> Result<NonZeroU32, String> {
+    const MOST_HZ: u32 = 10_000;
+    text.parse()
+        .ok()
+        .filter(|frequency: &NonZeroU32| frequency.get() <= MOST_HZ)
+        .ok_or_else(|| format!("not a number from 1 to {MOST_HZ}"))
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("not a time; examples: 10s, 500ms, 2m, 1h".to_owned()),
+    };
+    number
+        .parse::<f64>()
+        .ok()
+        .and_then(|number| Duration::try_from_secs_f64(number * factor).ok())
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "not a time above 0; examples: 10s, 500ms, 2m, 1h".to_owned())
+}
+
+/// Prints a line to stderr, for people.
+pub fn complain(message: &str) {
+    // Nobody is left to tell that stderr is gone.
+    let _closed = writeln!(io::stderr(), "spanflame: {message}");
+}
+
+/// Prints a result to stdout.
+///
+/// # Errors
+/// When stdout can't be written.
+pub fn answer(text: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text)?;
+    stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        for bad in ["", "0s", "s", "10 s", "-1s", "1e9s", "10x", "99999999999999999999h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn frequencies() {
+        assert_eq!(parse_frequency("99"), Ok(NonZeroU32::new(99).unwrap()));
+        for bad in ["0", "10001", "-1", "x", ""] {
+            assert!(parse_frequency(bad).is_err(), "{bad}");
+        }
+    }
+}

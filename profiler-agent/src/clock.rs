@@ -1,0 +1,23 @@
+//! The clocks: the only place that reads them.
+
+use std::time::Duration;
+
+use profiler_common::address::MonotonicNs;
+use rustix::time::{ClockId, Timespec, clock_gettime};
+
+/// Now, on the clock of samples and sideband records.
+#[must_use]
+pub fn monotonic() -> MonotonicNs {
+    MonotonicNs(nanoseconds(clock_gettime(ClockId::Monotonic)))
+}
+
+/// Now, in ns since 1970-01-01 UTC.
+#[must_use]
+pub fn unix_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Realtime))
+}
+
+fn nanoseconds(time: Timespec) -> u64 {
+    let (seconds, nanoseconds) = (time.tv_sec.max(0).unsigned_abs(), time.tv_nsec.max(0).unsigned_abs());
+    u64::try_from(Duration::from_secs(seconds).as_nanos()).unwrap_or(u64::MAX).saturating_add(nanoseconds)
+}

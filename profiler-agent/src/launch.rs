@@ -1,0 +1,132 @@
+//! Starting the command that is to be profiled, so that it is sampled from its first instruction.
+//!
+//! `spanflame launch` runs in between: it stops itself, waits to be continued, and becomes the
+//! command. While it is stopped the kernel is told to follow its pid from the next exec on.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, ExitStatus};
+
+use profiler_common::address::Pid;
+use rustix::process::{Signal, WaitOptions};
+
+/// The hidden subcommand.
+pub const SUBCOMMAND: &str = "launch";
+
+/// Exit codes of a shell that can't run a command.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+
+/// Why a command could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// No such program.
+    #[error("cannot run {name}: no such program in PATH. Give its path, as in ./{name}", name = .0.to_string_lossy())]
+    NotFound(OsString),
+    /// It is there, but not to be executed.
+    #[error("cannot run {name}: not an executable file. Try: chmod +x {name}", name = .0.to_string_lossy())]
+    NotExecutable(OsString),
+    /// The system refused.
+    #[error("cannot start {name}: {1}", name = .0.to_string_lossy())]
+    Failed(OsString, std::io::Error),
+}
+
+/// A command that was started. Killed when this is dropped before it ended.
+pub(crate) struct Launched {
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+impl Launched {
+    /// Starts `command`, stopped before its first instruction.
+    pub(crate) fn start(command: &[OsString]) -> Result<Self, LaunchError> {
+        let name = command.first().cloned().unwrap_or_default();
+        check(&name)?;
+        let failed = |source| LaunchError::Failed(name.clone(), source);
+        let child = Command::new("/proc/self/exe")
+            .arg0("spanflame")
+            .arg(SUBCOMMAND)
+            .arg("--")
+            .args(command)
+            .spawn()
+            .map_err(failed)?;
+        let launched = Self { child, ended: None };
+        let pid = rustix::process::Pid::from_child(&launched.child);
+        rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED).map_err(|error| failed(error.into()))?;
+        Ok(launched)
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid(self.child.id())
+    }
+
+    /// Lets it run.
+    pub(crate) fn go(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Passes a signal on.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if self.ended.is_none() {
+            // It may have ended by itself a moment ago.
+            let _gone = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal);
+        }
+    }
+
+    /// Whether it has ended, and how.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().ok().flatten();
+        }
+        self.ended
+    }
+}
+
+impl Drop for Launched {
+    fn drop(&mut self) {
+        if self.ended().is_none() {
+            // Stopped or not, it must not outlive us.
+            let _gone = self.child.kill();
+            let _reaped = self.child.wait();
+        }
+    }
+}
+
+/// The exit code that stands for a status, as shells have it.
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+    u8::try_from(code).unwrap_or(1)
+}
+
+fn check(name: &OsStr) -> Result<(), LaunchError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let executable = |path: &Path| {
+        path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    let path = Path::new(name);
+    if path.components().count() > 1 || path.is_absolute() {
+        return match (path.exists(), executable(path)) {
+            (false, _) => Err(LaunchError::NotFound(name.to_owned())),
+            (true, false) => Err(LaunchError::NotExecutable(name.to_owned())),
+            (true, true) => Ok(()),
+        };
+    }
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&folders).any(|folder| executable(&folder.join(name))) {
+        Ok(())
+    } else {
+        Err(LaunchError::NotFound(name.to_owned()))
+    }
+}
+
+/// The hidden subcommand: waits to be continued, then becomes the command.
+pub fn run(command: &[OsString]) -> ExitCode {
+    let Some((program, arguments)) = command.split_first() else { return ExitCode::from(NOT_FOUND) };
+    // Whatever happens to the profiler, the command does not stay behind.
+    let _unsupported = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let _never = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
+    let error = Command::new(program).args(arguments).exec();
+    crate::cli::complain(&format!("cannot run {}: {error}", program.to_string_lossy()));
+    ExitCode::from(if error.kind() == std::io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE })
+}

@@ -1,0 +1,176 @@
+//! From a raw sample to one whose frames are places in files: unwinding goes on where the kernel
+//! program had no table yet, and what was unwound with stale tables is cut.
+
+use profiler_common::address::{MonotonicNs, VirtualAddress};
+use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
+use profiler_common::record::{
+    FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason,
+};
+use profiler_common::step::{Machine, Registers, stop_reason};
+
+use crate::tracker::{Code, TrackedProcess, Tracker, UnwindingState};
+
+/// A user frame and the code that it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LocatedFrame {
+    /// The address to look up: the pc, or inside the call before a return address.
+    pub(crate) address: VirtualAddress,
+    /// The code; `None` when nothing executable is known there.
+    pub(crate) code: Option<Code>,
+    /// The step that led here used the frame pointer.
+    pub(crate) by_frame_pointer: bool,
+}
+
+/// A sample whose frames are located.
+#[derive(Debug)]
+pub(crate) struct LocatedSample {
+    pub(crate) header: SampleHeader,
+    /// Addresses to look up, leaf first.
+    pub(crate) kernel_frames: Vec<VirtualAddress>,
+    /// Leaf first.
+    pub(crate) user_frames: Vec<LocatedFrame>,
+    /// Why the user stack ends where it ends.
+    pub(crate) stop: StopReason,
+}
+
+/// Locates a sample; `None` while a table that it needs is being built. With `give_up` it makes do
+/// with what there is.
+pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> Option<LocatedSample> {
+    let header = sample.header;
+    let mut frames = sample.user_frames.to_vec();
+    let mut stop = header.stop;
+    let process = tracker.process(header.pid);
+    if let Some(process) = process {
+        if let Some(stale) = frames.iter().position(|frame| is_stale(process, &header, *frame)) {
+            frames.truncate(stale + 1);
+            stop = StopReason::MappingChanged;
+        } else if stop.can_go_on() {
+            stop = match go_on(sample, tracker, process, &mut frames) {
+                GoneOn::Stopped(stop) => stop,
+                GoneOn::TableWaiting if give_up => StopReason::NoUnwindTable,
+                GoneOn::TableWaiting => return None,
+            };
+        }
+    }
+    let located = |frame: u64| {
+        let address = lookup_address(frame);
+        LocatedFrame {
+            address,
+            code: process.and_then(|process| process.mapping_at(address, header.time)).copied(),
+            by_frame_pointer: frame & FRAME_BY_FRAME_POINTER != 0,
+        }
+    };
+    let mut user_frames: Vec<LocatedFrame> = frames.into_iter().map(located).collect();
+    drop_what_is_no_code(&mut user_frames, &mut stop);
+    let kernel_frames = sample.kernel_frames.iter().enumerate();
+    let kernel_frames = kernel_frames.map(|(depth, pc)| VirtualAddress(pc - u64::from(depth > 0))).collect();
+    Some(LocatedSample { header, kernel_frames, user_frames, stop })
+}
+
+fn lookup_address(frame: u64) -> VirtualAddress {
+    VirtualAddress((frame & FRAME_ADDRESS).wrapping_sub(u64::from(frame & FRAME_EXACT == 0)))
+}
+
+fn is_stale(process: &TrackedProcess, header: &SampleHeader, frame: u64) -> bool {
+    process.replaced_since(header.generation, lookup_address(frame), header.time)
+}
+
+/// A return address where no code is was none: a wrong caller is worse than a cut.
+fn drop_what_is_no_code(frames: &mut Vec<LocatedFrame>, stop: &mut StopReason) {
+    while frames.len() > 1
+        && let Some(last) = frames.last()
+        && last.code.is_none()
+    {
+        *stop = if last.by_frame_pointer { StopReason::NoFramePointer } else { StopReason::NotCode };
+        frames.pop();
+    }
+}
+
+enum GoneOn {
+    Stopped(StopReason),
+    TableWaiting,
+}
+
+/// Unwinds from where the kernel program stopped, in the stack copy.
+fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frames: &mut Vec<u64>) -> GoneOn {
+    let [pc, sp, fp, lr] = sample.header.registers;
+    let exact = frames.last().map_or(1, |frame| u64::from(frame & FRAME_EXACT != 0));
+    let mut registers = Registers { pc, sp, fp, lr, exact };
+    let mut stack = StackCopy { start: sp, words: sample.stack, read: [0; 64], ended: false };
+    while frames.len() < MAX_USER_FRAMES {
+        let rule = match rule_at(tracker, process, VirtualAddress(registers.lookup_pc()), sample.header.time) {
+            Ok(rule) => rule,
+            Err(stopped) => return stopped,
+        };
+        match step(rule.0, &mut registers, &mut stack) {
+            0 => {}
+            _ if stack.ended && sample.stack.len() == MAX_STACK_COPY_BYTES / 8 => {
+                return GoneOn::Stopped(StopReason::StackCopyEnded);
+            }
+            stop => return GoneOn::Stopped(stop_reason(stop)),
+        }
+        let how = if rule.by_frame_pointer() { FRAME_BY_FRAME_POINTER } else { 0 };
+        frames.push(registers.pc & FRAME_ADDRESS | registers.exact << 63 | how);
+    }
+    GoneOn::Stopped(StopReason::TooDeep)
+}
+
+fn rule_at(
+    tracker: &Tracker,
+    process: &TrackedProcess,
+    address: VirtualAddress,
+    time: MonotonicNs,
+) -> Result<profiler_common::row::Rule, GoneOn> {
+    let code = process.mapping_at(address, time).ok_or(GoneOn::Stopped(StopReason::NotCode))?;
+    let missing = || GoneOn::Stopped(StopReason::NoUnwindTable);
+    let executable = tracker.executable(code.file).ok_or_else(missing)?;
+    if matches!(executable.unwinding, UnwindingState::Waiting) {
+        return Err(GoneOn::TableWaiting);
+    }
+    let svma = address.in_file(executable.bias(code.start, code.file_offset));
+    executable.rule(svma, tracker.tables()).ok_or_else(missing)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn step(rule: u32, registers: &mut Registers, stack: &mut StackCopy<'_>) -> u64 {
+    profiler_common::step::step_x86_64(rule, registers, stack)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn step(rule: u32, registers: &mut Registers, stack: &mut StackCopy<'_>) -> u64 {
+    profiler_common::step::step_aarch64(rule, registers, stack, crate::kernel::POINTER_AUTH_MASK)
+}
+
+/// The stack that came with a sample, as the memory to unwind in.
+struct StackCopy<'a> {
+    start: u64,
+    words: &'a [u64],
+    read: [u64; 64],
+    /// A read went beyond the end of the copy.
+    ended: bool,
+}
+
+impl Machine for StackCopy<'_> {
+    fn read(&mut self, address: u64, words: u64) -> u64 {
+        let Some(distance) = address.checked_sub(self.start).filter(|distance| distance % 8 == 0) else { return 1 };
+        let range = usize::try_from(distance / 8).ok().zip(usize::try_from(words).ok());
+        let found = range.and_then(|(from, length)| self.words.get(from..from.checked_add(length)?));
+        match found {
+            Some(found) => {
+                for (to, from) in self.read.iter_mut().zip(found) {
+                    *to = *from;
+                }
+                0
+            }
+            None => {
+                self.ended = true;
+                1
+            }
+        }
+    }
+
+    fn word(&self, index: u64) -> u64 {
+        self.read.get((index & 63) as usize).copied().unwrap_or(0)
+    }
+}
+

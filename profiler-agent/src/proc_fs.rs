@@ -1,0 +1,169 @@
+//! What /proc says about processes. Its text comes from the kernel, but names and paths in it are
+//! whatever a process chose.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+
+use profiler_common::address::{FileOffset, Pid, VirtualAddress};
+
+use crate::kernel::sideband::{FileId, Mapping};
+
+/// `/proc/PID/maps` is read up to this many bytes: about 600,000 mappings (`vm.max_map_count` is
+/// 65,530 by default, 1,048,576 on some distributions).
+const MOST_MAPS_BYTES: u64 = 64 << 20;
+
+/// The executable mappings of a process.
+///
+/// # Errors
+/// When the process is gone or may not be looked at.
+pub fn executable_mappings(pid: Pid) -> io::Result<Vec<Mapping>> {
+    use io::Read as _;
+    let mut text = Vec::new();
+    fs::File::open(format!("/proc/{pid}/maps"))?.take(MOST_MAPS_BYTES).read_to_end(&mut text)?;
+    Ok(text.split(|byte| *byte == b'\n').filter_map(mapping).collect())
+}
+
+/// `start-end perms offset major:minor inode    path`; `None` for what is not executable.
+fn mapping(line: &[u8]) -> Option<Mapping> {
+    let mut fields = line.splitn(6, |byte| *byte == b' ').map(<[u8]>::trim_ascii);
+    let mut text = || fields.next().and_then(|field| std::str::from_utf8(field).ok());
+    let (start, end) = text()?.split_once('-')?;
+    let hex = |digits| u64::from_str_radix(digits, 16).ok();
+    if text()?.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let file_offset = FileOffset(hex(text()?)?);
+    let (major, minor) = text()?.split_once(':')?;
+    let file = FileId {
+        device_major: u32::from_str_radix(major, 16).ok()?,
+        device_minor: u32::from_str_radix(minor, 16).ok()?,
+        inode: text()?.parse().ok()?,
+        generation: 0,
+    };
+    let path = OsStr::from_bytes(fields.next().unwrap_or_default()).to_owned();
+    Some(Mapping { start: VirtualAddress(hex(start)?), end: VirtualAddress(hex(end)?), file_offset, file, path })
+}
+
+/// The name of a process: that of its first thread.
+#[must_use]
+pub fn name(pid: Pid) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned())
+}
+
+/// Whether there is such a process.
+#[must_use]
+pub fn exists(pid: Pid) -> bool {
+    process_of_thread(pid) == Some(pid)
+}
+
+/// The process of a thread: its own number for a process. `None` when there is none.
+#[must_use]
+pub fn process_of_thread(thread: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
+    process.trim().parse().ok().map(Pid)
+}
+
+/// Whether the process has ended but was not yet waited for: nothing of it runs any more.
+#[must_use]
+pub fn is_zombie(pid: Pid) -> bool {
+    stat_fields(pid).is_some_and(|(state, _parent)| matches!(state, b'Z' | b'X'))
+}
+
+/// All processes.
+///
+/// # Errors
+/// When /proc can't be listed.
+pub fn all_pids() -> io::Result<Vec<Pid>> {
+    let pid = |name: OsString| name.to_str()?.parse().ok().map(Pid);
+    Ok(fs::read_dir("/proc")?.filter_map(|entry| pid(entry.ok()?.file_name())).collect())
+}
+
+/// Those processes and all that descend from them, in no order.
+///
+/// # Errors
+/// When /proc can't be listed.
+pub fn with_descendants(roots: &[Pid]) -> io::Result<Vec<Pid>> {
+    let mut family = roots.to_vec();
+    let parents: Vec<(Pid, Pid)> =
+        all_pids()?.into_iter().filter_map(|pid| Some((pid, stat_fields(pid)?.1))).collect();
+    let mut next = 0;
+    while let Some(parent) = family.get(next).copied() {
+        let children = parents.iter().filter(|(pid, of)| *of == parent && !family.contains(pid));
+        let children: Vec<Pid> = children.map(|(pid, _parent)| *pid).collect();
+        family.extend(children);
+        next += 1;
+    }
+    Ok(family)
+}
+
+/// State and parent from `/proc/PID/stat`. The name in it may contain anything, so the fields are
+/// counted from its last closing parenthesis.
+fn stat_fields(pid: Pid) -> Option<(u8, Pid)> {
+    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = bytes.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(bytes.get(after_name + 1..)?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = *fields.next()?.as_bytes().first()?;
+    Some((state, Pid(fields.next()?.parse().ok()?)))
+}
+
+/// Busy time of each CPU since boot, in ticks of [`TICKS_PER_SECOND`], by CPU number.
+#[must_use]
+pub fn busy_ticks() -> Vec<(u32, u64)> {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    text.lines().filter_map(busy_of_line).collect()
+}
+
+/// `USER_HZ` (linux/include/asm-generic/param.h): the unit of /proc/stat.
+pub const TICKS_PER_SECOND: u64 = 100;
+
+/// `cpuN user nice system idle iowait irq softirq steal guest guest_nice`. Steal is left out: a
+/// virtual CPU that does not run takes no sample. Guest time is in user time.
+fn busy_of_line(line: &str) -> Option<(u32, u64)> {
+    let mut fields = line.strip_prefix("cpu")?.split_ascii_whitespace();
+    let cpu = fields.next()?.parse().ok()?;
+    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = *ticks.as_slice() else { return None };
+    Some((cpu, user + nice + system + irq + softirq))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_lines() {
+        let line = b"55d0c8a00000-55d0c8a21000 r-xp 0001f000 fe:01 1234 /usr/bin/a b (deleted)";
+        let found = mapping(line).unwrap();
+        assert_eq!((found.start.0, found.end.0, found.file_offset.0), (0x55d0_c8a0_0000, 0x55d0_c8a2_1000, 0x1f000));
+        assert_eq!((found.file.device_major, found.file.device_minor, found.file.inode), (0xfe, 1, 1234));
+        assert_eq!(found.path, "/usr/bin/a b (deleted)");
+        assert_eq!(mapping(b"1000-2000 rw-p 00000000 00:00 0 "), None);
+        let anonymous = mapping(b"1000-2000 rwxp 00000000 00:00 0 ").unwrap();
+        assert_eq!(anonymous.path, "");
+        for bad in ["", "x", "1000 r-xp", "1000-2000 r-xp 0 0 0"] {
+            assert_eq!(mapping(bad.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn our_own_process_is_found() {
+        let us = Pid(std::process::id());
+        assert!(exists(us) && !is_zombie(us));
+        assert!(executable_mappings(us).unwrap().iter().any(|mapping| mapping.path == "[vdso]"));
+        let parent = stat_fields(us).unwrap().1;
+        assert!(with_descendants(&[parent]).unwrap().contains(&us));
+        assert!(!exists(Pid(u32::MAX)));
+    }
+
+    #[test]
+    fn busy_time_leaves_idle_out() {
+        assert_eq!(busy_of_line("cpu3 1 2 3 1000 1000 4 5 1000 0 0"), Some((3, 15)));
+        assert_eq!(busy_of_line("cpu  1 2 3 4 5 6 7 8 9 10"), None);
+        assert_eq!(busy_of_line("intr 5"), None);
+    }
+}

@@ -1,0 +1,333 @@
+//! `spanflame record`: from a command line to a written profile.
+
+use std::collections::HashSet;
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use profiler_common::address::Pid;
+use profiler_export::top::Top;
+use profiler_export::ExportError;
+use profiler_model::{Figures, Profile};
+use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli::{self, Record};
+use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, online_cpus};
+use crate::launch::{self, LaunchError, Launched};
+use crate::output::{Output, OutputError};
+use crate::session::{Session, SessionError, about, family};
+use crate::tracker::Interest;
+use crate::{clock, proc_fs};
+
+/// Rows in the table of the hottest functions.
+const TABLE_ROWS: usize = 25;
+
+/// How long a command may take to end after it was told to.
+const END_OF_COMMAND: Duration = Duration::from_secs(5);
+
+/// Why there is no profile.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Nothing to profile was named.
+    #[error("say what to profile: -p PID, -a for the whole node, or -- COMMAND")]
+    NoTarget,
+    /// There is no such process.
+    #[error("no process {0}. Find it with: pgrep -a NAME")]
+    NoProcess(Pid),
+    /// It is a thread.
+    #[error("{0} is a thread of process {1}. Use -p {1}")]
+    Thread(Pid, Pid),
+    /// The command can't be started.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// An output can't be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The recording failed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A check of the kernel's side failed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The result can't be shown.
+    #[error("cannot show the result: {0}")]
+    Show(#[from] ExportError),
+    /// The result can't be printed, or signals can't be waited for.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+impl RecordError {
+    /// The exit code: 2 bad usage, 3 not permitted or not supported here, 1 otherwise.
+    #[must_use]
+    pub fn exit_code(&self) -> ExitCode {
+        let kernel = match self {
+            Self::NoTarget => return ExitCode::from(2),
+            Self::Kernel(error) | Self::Session(SessionError::Kernel(error)) => Some(error),
+            _ => None,
+        };
+        ExitCode::from(if kernel.is_some_and(KernelError::is_environment) { 3 } else { 1 })
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// With what failed and what to do; then nothing is left behind: no child, no empty file.
+pub fn run(options: &Record) -> Result<ExitCode, RecordError> {
+    check_target(options)?;
+    check_support()?;
+    check_frequency(options.frequency.get())?;
+    let outputs = options.output.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>, _>>()?;
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(record(options, outputs))
+}
+
+fn check_target(options: &Record) -> Result<(), RecordError> {
+    if options.pid.is_empty() && !options.all && options.exec.is_empty() {
+        return Err(RecordError::NoTarget);
+    }
+    for pid in options.pid.iter().copied().map(Pid) {
+        match proc_fs::process_of_thread(pid) {
+            None => return Err(RecordError::NoProcess(pid)),
+            Some(process) if process != pid => return Err(RecordError::Thread(pid, process)),
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Every executable costs a descriptor. That the limit can't be raised is found when one can't be
+/// opened, and counted.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _refused = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+async fn record(options: &Record, mut outputs: Vec<Output>) -> Result<ExitCode, RecordError> {
+    let mut launched = match options.exec.as_slice() {
+        [] => None,
+        command => Some(Launched::start(command)?),
+    };
+    let interest = interest(options, launched.as_ref());
+    let title = title(options);
+    let mut session = Session::build(&load_options(options)?, interest, about(title, options.frequency))?;
+    session.start()?;
+    let started_ns = clock::monotonic().0;
+    if let Some(launched) = &launched {
+        launched.go();
+    }
+    let stopped = wait_for_end(&mut session, options, launched.as_mut()).await?;
+    let profile = {
+        let finish = session.finish(started_ns);
+        let interrupted = async {
+            match &mut launched {
+                Some(launched) => end_command(launched, stopped).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(finish);
+        tokio::pin!(interrupted);
+        let mut command_over = false;
+        loop {
+            tokio::select! {
+                profile = &mut finish => break profile?,
+                () = &mut interrupted, if !command_over => command_over = true,
+            }
+        }
+    };
+    for output in &mut outputs {
+        output.write(&profile)?;
+    }
+    show(options, &profile, &outputs)?;
+    if let Some(launched) = &mut launched {
+        end_command(launched, stopped).await;
+    }
+    Ok(match launched.as_mut().and_then(Launched::ended) {
+        Some(status) if stopped == Stopped::ByCommand => ExitCode::from(launch::exit_code(status)),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+fn interest(options: &Record, launched: Option<&Launched>) -> Interest {
+    if options.all {
+        return Interest::All;
+    }
+    let children = !options.no_children;
+    let pids: HashSet<Pid> = match launched {
+        Some(launched) => HashSet::from([launched.pid()]),
+        None => {
+            let roots: Vec<Pid> = options.pid.iter().copied().map(Pid).collect();
+            family(&roots, children).into_iter().collect()
+        }
+    };
+    Interest::Only { pids, children, launched: launched.is_some() }
+}
+
+fn title(options: &Record) -> String {
+    if options.all {
+        return "whole node".to_owned();
+    }
+    if !options.exec.is_empty() {
+        return options.exec.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    }
+    let named = options.pid.iter().map(|pid| match proc_fs::name(Pid(*pid)) {
+        Some(name) => format!("{name} (pid {pid})"),
+        None => format!("pid {pid}"),
+    });
+    named.collect::<Vec<_>>().join(", ")
+}
+
+fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
+    /// Room for a quarter of a second of samples of this size.
+    const USUAL_RECORD_BYTES: u64 = 2048;
+    const LEAST_RING_BYTES: u32 = 1 << 20;
+    const MOST_RING_BYTES: u32 = 16 << 20;
+    const SIDEBAND_BYTES: usize = 16 << 20;
+    let cpus = online_cpus()?.len() as u64;
+    let quarter_second = cpus * u64::from(options.frequency.get()) * USUAL_RECORD_BYTES / 4;
+    let ring_bytes = u32::try_from(quarter_second.next_power_of_two()).unwrap_or(MOST_RING_BYTES);
+    Ok(LoadOptions {
+        sample_all: options.all,
+        follow_children: !options.no_children,
+        frequency_hz: options.frequency.get(),
+        row_chunks: if options.all { 8 } else { 4 },
+        ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),
+        sideband_bytes: SIDEBAND_BYTES,
+        unwind: true,
+    })
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopped {
+    ByTime,
+    BySignal(Signal),
+    ByCommand,
+    ProcessesEnded,
+}
+
+async fn wait_for_end(
+    session: &mut Session,
+    options: &Record,
+    mut launched: Option<&mut Launched>,
+) -> Result<Stopped, RecordError> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut child = signal(SignalKind::child())?;
+    let end = options.duration.map(|duration| tokio::time::Instant::now() + duration);
+    let mut progress = Progress::new();
+    loop {
+        if launched.as_mut().is_some_and(|launched| launched.ended().is_some()) {
+            progress.clear();
+            return Ok(Stopped::ByCommand);
+        }
+        if launched.is_none() && session.all_ended() {
+            progress.clear();
+            return Ok(Stopped::ProcessesEnded);
+        }
+        let over = async {
+            match end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        let next = async {
+            tokio::select! {
+                () = over => Some(Stopped::ByTime),
+                _ = interrupt.recv() => Some(Stopped::BySignal(Signal::INT)),
+                _ = terminate.recv() => Some(Stopped::BySignal(Signal::TERM)),
+                _ = hang_up.recv() => Some(Stopped::BySignal(Signal::HUP)),
+                _ = child.recv() => None,
+                () = tokio::time::sleep(Duration::from_secs(1)) => None,
+            }
+        };
+        if let Some(stopped) = session.run_until(next).await {
+            progress.clear();
+            return Ok(stopped);
+        }
+        progress.show(session.samples_delivered());
+    }
+}
+
+/// Ends a command that outlived the recording: the signal that ended us, or SIGTERM. The terminal
+/// has already sent its interrupt to the command.
+async fn end_command(launched: &mut Launched, stopped: Stopped) {
+    match stopped {
+        Stopped::ByCommand | Stopped::BySignal(Signal::INT) => {}
+        Stopped::BySignal(signal) => launched.signal(signal),
+        Stopped::ByTime | Stopped::ProcessesEnded => launched.signal(Signal::TERM),
+    }
+    let end = tokio::time::Instant::now() + END_OF_COMMAND;
+    while launched.ended().is_none() && tokio::time::Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    launched.signal(Signal::KILL);
+}
+
+/// A line on the terminal that says how it goes.
+struct Progress {
+    terminal: bool,
+    started: std::time::Instant,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { terminal: std::io::stderr().is_terminal(), started: std::time::Instant::now() }
+    }
+
+    fn show(&mut self, samples: u64) {
+        if self.terminal {
+            let seconds = self.started.elapsed().as_secs();
+            let _closed = write!(std::io::stderr(), "\rrecording: {seconds} s, {samples} samples (Ctrl-C stops) ");
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.terminal {
+            let _closed = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+fn show(options: &Record, profile: &Profile, outputs: &[Output]) -> Result<(), RecordError> {
+    if options.json {
+        cli::answer(&Top::of(profile).json()?)?;
+    } else if outputs.is_empty() {
+        cli::answer(Top::of(profile).table(TABLE_ROWS, terminal_width()).as_bytes())?;
+    }
+    for output in outputs {
+        cli::complain(&format!("wrote {}", output.path().display()));
+    }
+    cli::complain(&summary(profile));
+    for note in profile.notes() {
+        cli::complain(note);
+    }
+    Ok(())
+}
+
+fn summary(profile: &Profile) -> String {
+    let figures = Figures::of(profile);
+    let quality = &profile.quality;
+    let share = 100.0 * (1.0 - figures.incomplete as f64 / figures.samples.max(1) as f64);
+    let mut text = format!(
+        "{} samples in {:.1} s, {share:.1}% of the stacks complete, {} lost",
+        figures.samples,
+        profile.about().duration_ns as f64 / 1e9,
+        quality.samples_lost(),
+    );
+    if let Some(missed) = quality.missed_by_kernel {
+        text.push_str(&format!(", {} missed by the kernel (+- {})", missed.count, missed.uncertainty));
+    }
+    if figures.samples == 0 {
+        text.push_str(". The processes did not run: idle and waiting threads are not sampled");
+    }
+    text
+}
+
+fn terminal_width() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(100, |size| usize::from(size.ws_col).max(60))
+}

@@ -1,0 +1,285 @@
+//! One recording: every stage, built in the order in which data goes through them, and the loop
+//! that moves the data.
+//!
+//! ```text
+//! ring buffer -> Waiting -> locate -> Aggregator -> (symbols) -> Profile
+//! sideband -> Tracker -> wanted tables -> worker -> Tracker -> kernel maps
+//! ```
+
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use profiler_common::address::Pid;
+use profiler_common::counter::{Counter, CounterKind};
+use profiler_model::{About, Profile, Quality};
+use rustix::event::epoll;
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::aggregate::Aggregator;
+use crate::counts::Counts;
+use crate::kernel::counters::Counters;
+use crate::kernel::sideband::{Sideband, SidebandEvent};
+use crate::kernel::{Kernel, KernelError, LoadOptions, Records, Sampling};
+use crate::kernel_symbols::KernelSymbols;
+use crate::missed::BusyTime;
+use crate::symbols;
+use crate::tracker::{Interest, Tracker};
+use crate::waiting::Waiting;
+use crate::worker::{Reply, Role, Worker, WorkerError};
+use crate::{clock, proc_fs};
+
+/// How often samples are fetched and symbols asked for. Sooner when the kernel says that much waits.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long sideband records may gather before they are read: one exec makes dozens.
+const REST: Duration = Duration::from_millis(10);
+
+/// How long tables may still be waited for when sampling is over; the worker's own limit ends
+/// sooner.
+const FINISH: Duration = Duration::from_secs(60);
+
+/// Why a recording could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The kernel's side.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The worker processes.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// Waiting for the kernel.
+    #[error("cannot wait for the kernel's events: {0}")]
+    Wait(#[from] io::Error),
+}
+
+/// A recording that goes on.
+pub(crate) struct Session {
+    records: Records,
+    sideband: Sideband,
+    events: Vec<SidebandEvent>,
+    waiting: Waiting,
+    tracker: Tracker,
+    aggregator: Aggregator,
+    tables_worker: Worker,
+    symbols_worker: Worker,
+    kernel_symbols: KernelSymbols,
+    counters: Counters,
+    counts: Counts,
+    wake: AsyncFd<OwnedFd>,
+    sampling: Sampling,
+    busy: BusyTime,
+    frequency_hz: u32,
+}
+
+impl Session {
+    /// Loads the kernel programs and builds all stages. Nothing is sampled yet.
+    pub(crate) fn build(options: &LoadOptions, interest: Interest, about: About) -> Result<Self, SessionError> {
+        let program = Path::new("/proc/self/exe");
+        let tables_worker = Worker::spawn(Role::Tables, program)?;
+        let symbols_worker = Worker::spawn(Role::Symbols, program)?;
+        let Kernel { records, sideband, tables, followed, counters, sampling, .. } = Kernel::load(options)?;
+        let wake = wake_on(&records, &sideband)?;
+        let mut tracker = Tracker::new(interest, tables, followed);
+        tracker.follow()?;
+        Ok(Self {
+            records,
+            sideband,
+            events: Vec::new(),
+            waiting: Waiting::default(),
+            tracker,
+            aggregator: Aggregator::new(Profile::new(about)),
+            tables_worker,
+            symbols_worker,
+            kernel_symbols: KernelSymbols::default(),
+            counters,
+            counts: Counts::default(),
+            wake,
+            sampling,
+            busy: BusyTime::start(),
+            frequency_hz: options.frequency_hz,
+        })
+    }
+
+    /// Reads what is mapped already and starts sampling.
+    pub(crate) fn start(&mut self) -> Result<(), SessionError> {
+        self.tracker.scan_all();
+        self.tracker.publish();
+        self.request_tables();
+        self.busy = BusyTime::start();
+        self.sampling.start()?;
+        Ok(())
+    }
+
+    /// Samples so far.
+    pub(crate) fn samples_delivered(&self) -> u64 {
+        self.counters.total(Counter::SamplesDelivered).unwrap_or(0)
+    }
+
+    /// Whether all processes of interest have ended.
+    pub(crate) fn all_ended(&self) -> bool {
+        self.tracker.all_ended()
+    }
+
+    /// Moves data until `stop` is over.
+    pub(crate) async fn run_until<T>(&mut self, stop: impl Future<Output = T>) -> T {
+        let mut stop = std::pin::pin!(stop);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rested = Instant::now();
+        loop {
+            let wake = &self.wake;
+            let woken = async move {
+                sleep_until(rested).await;
+                if let Ok(mut ready) = wake.readable().await {
+                    ready.clear_ready();
+                }
+            };
+            tokio::select! {
+                biased;
+                result = &mut stop => return result,
+                _ = tick.tick() => self.tick(),
+                () = woken => {
+                    clear(&self.wake);
+                    self.drain();
+                    rested = Instant::now() + REST;
+                }
+                reply = self.tables_worker.next_reply() => self.answered(reply),
+                reply = self.symbols_worker.next_reply() => self.answered(reply),
+            }
+        }
+    }
+
+    /// Fetches what waits in the kernel's rings.
+    fn drain(&mut self) {
+        while let Some(record) = self.records.next() {
+            self.waiting.push(record);
+        }
+        self.sideband.drain(&mut self.events);
+        self.tracker.apply(&mut self.events);
+        self.request_tables();
+    }
+
+    fn tick(&mut self) {
+        let now = clock::monotonic();
+        self.drain();
+        self.settle();
+        self.tracker.tidy(now);
+        symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker, &mut self.counts);
+    }
+
+    fn settle(&mut self) {
+        let Self { waiting, tracker, aggregator, counts, .. } = self;
+        waiting.settle(clock::monotonic(), tracker, counts, |sample| aggregator.add(&sample, tracker));
+    }
+
+    fn request_tables(&mut self) {
+        for wanted in self.tracker.take_wanted() {
+            if !self.tables_worker.request_table(wanted.key, wanted.file) {
+                self.tracker.table_refused(wanted.key);
+            }
+        }
+    }
+
+    fn answered(&mut self, reply: Reply) {
+        match reply {
+            Reply::Table { key, result } => self.tracker.table_built(key, result),
+            Reply::Symbols { key, result } => symbols::answered(&mut self.aggregator, &mut self.counts, key, result),
+        }
+    }
+
+    /// Stops sampling, waits for tables and symbols, and closes the profile.
+    pub(crate) async fn finish(mut self, started_ns: u64) -> Result<Profile, SessionError> {
+        self.sampling.stop()?;
+        let duration_ns = clock::monotonic().0.saturating_sub(started_ns);
+        let taken_per_cpu = self.counters.per_cpu(Counter::SamplesTaken)?;
+        let missed = self.busy.missed(self.frequency_hz, &taken_per_cpu);
+
+        let deadline = Instant::now() + FINISH;
+        self.run_until(tokio::time::sleep(Duration::from_millis(50))).await;
+        self.tick();
+        while (self.tables_worker.pending() > 0 && self.waiting.needs_tables()) && Instant::now() < deadline {
+            self.run_until(tokio::time::sleep(TICK)).await;
+        }
+        let Self { waiting, tracker, aggregator, counts, .. } = &mut self;
+        waiting.give_up(tracker, counts, |sample| aggregator.add(&sample, tracker));
+        symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker, &mut self.counts);
+        while self.symbols_worker.pending() > 0 && Instant::now() < deadline {
+            let reply = self.symbols_worker.next_reply().await;
+            self.answered(reply);
+        }
+        if let Some(why) = symbols::name_kernel(&mut self.aggregator, &mut self.kernel_symbols) {
+            self.aggregator.profile.add_note(&format!("kernel functions have no names: {why}"));
+        }
+        let quality = self.quality(missed)?;
+        let mut profile = self.aggregator.profile;
+        profile.quality = quality;
+        profile.set_duration_ns(duration_ns);
+        Ok(profile)
+    }
+
+    fn quality(&self, missed: profiler_model::Missed) -> Result<Quality, SessionError> {
+        let mut quality = Quality { missed_by_kernel: Some(missed), ..Quality::default() };
+        for counter in Counter::ALL {
+            let user = self.counts.get(*counter) + self.tracker.counts.get(*counter);
+            let count = self.counters.total(*counter)? + user;
+            let section = match counter.kind() {
+                CounterKind::Taken => {
+                    quality.samples_taken = count;
+                    continue;
+                }
+                CounterKind::Filtered => &mut quality.filtered,
+                CounterKind::Lost => &mut quality.lost,
+                CounterKind::Event if *counter == Counter::SamplesDelivered => continue,
+                CounterKind::Event => &mut quality.errors,
+            };
+            if count > 0 {
+                section.insert(counter.name().to_owned(), count);
+            }
+        }
+        let restarts = self.tables_worker.restarts() + self.symbols_worker.restarts();
+        if restarts > 0 {
+            quality.errors.insert(Counter::WorkerRestarts.name().to_owned(), restarts);
+        }
+        Ok(quality)
+    }
+}
+
+/// One descriptor that becomes readable when any of the kernel's rings does.
+fn wake_on(records: &Records, sideband: &Sideband) -> io::Result<AsyncFd<OwnedFd>> {
+    let all = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    for fd in sideband.fds().chain([records.fd()]) {
+        epoll::add(&all, fd, epoll::EventData::new_u64(0), flags)?;
+    }
+    AsyncFd::new(all)
+}
+
+/// Takes the events off the list of the ready, so that the next one wakes us again.
+fn clear(wake: &AsyncFd<OwnedFd>) {
+    let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+    // Nothing ready is no failure, and what stays on the list is found at the next tick.
+    let _ready = epoll::wait(wake, &mut events, Some(&now));
+}
+
+/// What the profile says about where it was made.
+pub(crate) fn about(title: String, frequency_hz: std::num::NonZeroU32) -> About {
+    let system = rustix::system::uname();
+    About {
+        title,
+        host: system.nodename().to_string_lossy().into_owned(),
+        kernel_release: system.release().to_string_lossy().into_owned(),
+        sample_rate_hz: frequency_hz,
+        start_unix_ns: clock::unix_ns(),
+        duration_ns: 0,
+    }
+}
+
+/// All processes that a recording of `roots` begins with.
+pub(crate) fn family(roots: &[Pid], children: bool) -> Vec<Pid> {
+    if children { proc_fs::with_descendants(roots).unwrap_or_else(|_unlisted| roots.to_vec()) } else { roots.to_vec() }
+}

@@ -1,0 +1,270 @@
+//! The files that processes run: opened once, their tables built once, shared by all processes.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use profiler_common::address::{Bias, FileOffset, MonotonicNs, Pid, Svma, VirtualAddress};
+use profiler_common::row::{Row, Rule};
+use profiler_common::search::{Extent, last_at_most};
+use profiler_unwind::{Segment, bias_of_mapping};
+
+use crate::kernel::Tables;
+use crate::kernel::sideband::{FileId, Mapping};
+use crate::worker::FileKey;
+
+/// Which file it is, whatever its name. A file that was written again is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Identity {
+    device: u64,
+    inode: u64,
+    size_bytes: u64,
+    changed: (i64, i64),
+}
+
+/// A piece of an executable's table, where the kernel reads it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlacedPart {
+    pub(crate) start: Svma,
+    pub(crate) end: Svma,
+    pub(crate) first_row: u32,
+    pub(crate) extent: Extent,
+}
+
+/// What is known of an executable's unwind table.
+#[derive(Debug)]
+pub(crate) enum Unwinding {
+    /// The worker builds it.
+    Waiting,
+    /// The kernel has it.
+    Placed(Vec<PlacedPart>),
+    /// There was one, and its room was needed; it is built again when a process maps the file.
+    Evicted,
+    /// There is none.
+    Missing,
+}
+
+/// A file that processes run.
+#[derive(Debug)]
+pub(crate) struct Executable {
+    /// The path under which it was first seen, or a name in brackets.
+    pub(crate) path: String,
+    /// The GNU build id in hex; empty when there is none.
+    pub(crate) build_id: String,
+    /// Kept open while it is mapped and a little longer.
+    pub(crate) file: Option<Arc<OwnedFd>>,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) unwinding: Unwinding,
+    /// Since when no process has it mapped.
+    pub(crate) idle_since: Option<MonotonicNs>,
+    identity: Option<Identity>,
+}
+
+impl Executable {
+    /// What is added to this file's addresses where `start` shows `file_offset`.
+    ///
+    /// Without segments (no ELF, or unreadable) addresses count from the start of the mapping.
+    pub(crate) fn bias(&self, start: VirtualAddress, file_offset: FileOffset) -> Bias {
+        let page_bytes = rustix::param::page_size() as u64;
+        bias_of_mapping(&self.segments, start, file_offset, page_bytes).unwrap_or(Bias(start.0))
+    }
+
+    /// The rule for `address`, read from where the kernel reads it.
+    pub(crate) fn rule(&self, address: Svma, tables: &Tables) -> Option<Rule> {
+        let Unwinding::Placed(parts) = &self.unwinding else { return None };
+        let part = parts.get(parts.partition_point(|part| part.end <= address))?;
+        let offset = address.0.checked_sub(part.start.0)?;
+        let row = |index| tables.row(part.first_row + index);
+        let found = last_at_most(part.extent, Row::search_key(offset), |index| row(index).0);
+        Some(row(found).rule())
+    }
+}
+
+/// All files that were seen.
+#[derive(Debug, Default)]
+pub(crate) struct Executables {
+    all: Vec<Executable>,
+    by_identity: HashMap<Identity, FileKey>,
+    /// Only files with a generation: others may be another file with the same inode.
+    by_id: HashMap<FileId, FileKey>,
+    vdso: Option<FileKey>,
+}
+
+/// Executable memory that is no file: one table for all, by the frame pointer.
+pub(crate) const ANONYMOUS: FileKey = FileKey(0);
+
+/// What [`Executables::find`] found.
+pub(crate) enum Found {
+    /// A known file.
+    Known(FileKey),
+    /// A file seen for the first time: its table is to be built from this.
+    New(FileKey, Arc<OwnedFd>),
+    /// A file that could not be opened.
+    Unreadable,
+    /// Memory where no user code is.
+    Nothing,
+}
+
+impl Executables {
+    pub(crate) fn new() -> Self {
+        let mut executables = Self::default();
+        executables.add("[anonymous]".to_owned(), None, None);
+        executables
+    }
+
+    pub(crate) fn get(&self, key: FileKey) -> Option<&Executable> {
+        self.all.get(key.0 as usize)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: FileKey) -> Option<&mut Executable> {
+        self.all.get_mut(key.0 as usize)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (FileKey, &mut Executable)> {
+        self.all.iter_mut().enumerate().map(|(index, executable)| (key_at(index), executable))
+    }
+
+    fn add(&mut self, path: String, file: Option<Arc<OwnedFd>>, identity: Option<Identity>) -> FileKey {
+        let key = key_at(self.all.len());
+        self.all.push(Executable {
+            path,
+            build_id: String::new(),
+            file,
+            segments: Vec::new(),
+            unwinding: Unwinding::Waiting,
+            idle_since: None,
+            identity,
+        });
+        if let Some(identity) = identity {
+            self.by_identity.insert(identity, key);
+        }
+        key
+    }
+
+    /// The file of a mapping, opened if it has to be.
+    pub(crate) fn find(&mut self, pid: Pid, mapping: &Mapping) -> Found {
+        match mapping.path.to_str() {
+            Some("[vdso]") => return self.find_vdso(),
+            Some("[vsyscall]" | "[uprobes]" | "[sigpage]") => return Found::Nothing,
+            _ if mapping.file.inode == 0 => return Found::Known(ANONYMOUS),
+            _ => {}
+        }
+        if let Some(&key) = self.by_id.get(&mapping.file)
+            && self.get(key).is_some_and(|known| known.file.is_some())
+        {
+            return Found::Known(key);
+        }
+        let Some((file, metadata)) = open(pid, mapping) else { return Found::Unreadable };
+        if !metadata.is_file() {
+            return Found::Known(ANONYMOUS);
+        }
+        let identity = Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size_bytes: metadata.size(),
+            changed: (metadata.mtime(), metadata.mtime_nsec()),
+        };
+        let file = Arc::new(OwnedFd::from(file));
+        let found = match self.by_identity.get(&identity).copied() {
+            Some(key) => {
+                if let Some(known) = self.get_mut(key)
+                    && known.file.is_none()
+                {
+                    known.file = Some(file);
+                }
+                Found::Known(key)
+            }
+            None => Found::New(self.add(shown_path(mapping), Some(Arc::clone(&file)), Some(identity)), file),
+        };
+        if let (true, Found::Known(key) | Found::New(key, _)) = (mapping.file.generation != 0, &found) {
+            self.by_id.insert(mapping.file, *key);
+        }
+        found
+    }
+
+    /// The vDSO is the same for all 64-bit processes of a kernel: ours is read, once.
+    fn find_vdso(&mut self) -> Found {
+        if let Some(key) = self.vdso {
+            return Found::Known(key);
+        }
+        let Some(file) = copy_of_vdso() else { return Found::Unreadable };
+        let file = Arc::new(file);
+        let key = self.add("[vdso]".to_owned(), Some(Arc::clone(&file)), None);
+        self.vdso = Some(key);
+        Found::New(key, file)
+    }
+
+    /// Forgets that this file is known by a number that another file may get.
+    pub(crate) fn close(&mut self, key: FileKey) {
+        self.by_id.retain(|_id, known| *known != key);
+        if let Some(executable) = self.get_mut(key)
+            && executable.identity.is_some()
+        {
+            executable.file = None;
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "every entry costs an open file: 2^32 can't be")]
+const fn key_at(index: usize) -> FileKey {
+    FileKey(index as u32)
+}
+
+fn shown_path(mapping: &Mapping) -> String {
+    let path = mapping.path.to_string_lossy();
+    path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned()
+}
+
+/// Opens the very file that is mapped; by its path only when the process is gone, and then only if
+/// it is that inode and was not changed since.
+fn open(pid: Pid, mapping: &Mapping) -> Option<(File, fs::Metadata)> {
+    let (start, end) = (mapping.start.0, mapping.end.0);
+    let mapped = open_file(Path::new(&format!("/proc/{pid}/map_files/{start:x}-{end:x}")));
+    if let Some((file, metadata)) = mapped
+        && metadata.ino() == mapping.file.inode
+    {
+        return Some((file, metadata));
+    }
+    let path = Path::new(&mapping.path);
+    let in_its_root = Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?);
+    [in_its_root.as_path(), path]
+        .into_iter()
+        .filter_map(open_file)
+        .find(|(_file, metadata)| metadata.ino() == mapping.file.inode && !just_changed(metadata))
+}
+
+/// Never blocks (a path may by now be a FIFO) and never follows into a terminal.
+fn open_file(path: &Path) -> Option<(File, fs::Metadata)> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
+    let metadata = file.metadata().ok()?;
+    Some((file, metadata))
+}
+
+/// Whether the file was made or changed in the last moment: perhaps after it was mapped.
+fn just_changed(metadata: &fs::Metadata) -> bool {
+    const MOMENT_S: i64 = 2;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+    metadata.ctime() > now - MOMENT_S
+}
+
+fn copy_of_vdso() -> Option<OwnedFd> {
+    use io::Write as _;
+    use std::os::unix::fs::FileExt as _;
+    const MOST_BYTES: u64 = 1 << 20;
+    let us = Pid(std::process::id());
+    let maps = crate::proc_fs::executable_mappings(us).ok()?;
+    let vdso = maps.iter().find(|mapping| mapping.path == "[vdso]")?;
+    let length = usize::try_from((vdso.end.0 - vdso.start.0).min(MOST_BYTES)).ok()?;
+    let mut bytes = vec![0; length];
+    File::open("/proc/self/mem").ok()?.read_exact_at(&mut bytes, vdso.start.0).ok()?;
+    let copy = rustix::fs::memfd_create("spanflame-vdso", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+    let mut copy = File::from(copy);
+    copy.write_all(&bytes).ok()?;
+    Some(copy.into())
+}

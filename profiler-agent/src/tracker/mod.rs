@@ -1,0 +1,509 @@
+//! The processes, their mappings and their executables, as the sideband tells; and the kernel's
+//! tables, kept true to them.
+
+mod executables;
+mod process;
+mod space;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use profiler_common::address::{MonotonicNs, Pid, Svma};
+use profiler_common::limits::{MAX_SEARCHED, RANGES_PER_CHUNK, ROWS_PER_CHUNK};
+use profiler_common::range::{ProcessEntry, Range};
+use profiler_common::row::{Row, Rule};
+use profiler_common::search::Extent;
+use profiler_unwind::UnwindTable;
+
+use self::executables::{ANONYMOUS, Executables, Found, PlacedPart, Unwinding};
+use self::process::{ALWAYS, CodeMapping, Process, Slot};
+use self::space::Space;
+use crate::clock;
+use crate::counts::Counts;
+use crate::kernel::{Followed, KernelError, Tables};
+use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
+use crate::proc_fs;
+use crate::worker::{FileError, FileKey};
+use profiler_common::counter::Counter;
+
+pub(crate) use self::executables::{ANONYMOUS as ANONYMOUS_CODE, Executable, Unwinding as UnwindingState};
+pub(crate) use self::process::{CodeMapping as Code, Process as TrackedProcess};
+
+/// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
+const GRACE_NS: u64 = 5_000_000_000;
+
+/// Which processes are of interest.
+pub(crate) enum Interest {
+    /// Every process.
+    All,
+    /// These, and what they fork if `children`.
+    Only {
+        /// The processes.
+        pids: HashSet<Pid>,
+        /// Whether their children are too.
+        children: bool,
+        /// They wait for their first exec.
+        launched: bool,
+    },
+}
+
+impl Interest {
+    fn holds(&self, pid: Pid) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only { pids, .. } => pids.contains(&pid),
+        }
+    }
+}
+
+/// A table that is to be built.
+pub(crate) struct WantedTable {
+    pub(crate) key: FileKey,
+    pub(crate) file: Arc<OwnedFd>,
+}
+
+/// All that is known of processes and executables; the one owner of the kernel's tables.
+pub(crate) struct Tracker {
+    interest: Interest,
+    processes: HashMap<Pid, Process>,
+    executables: Executables,
+    tables: Tables,
+    followed: Followed,
+    rows: Space,
+    ranges: Space,
+    next_generation: u32,
+    wanted: Vec<WantedTable>,
+    pub(crate) counts: Counts,
+}
+
+impl Tracker {
+    pub(crate) fn new(interest: Interest, tables: Tables, followed: Followed) -> Self {
+        let row_chunks = u32::try_from(tables.row_capacity() / ROWS_PER_CHUNK).unwrap_or(1);
+        #[expect(clippy::cast_possible_truncation, reason = "constants below 2^32")]
+        let (rows_per_chunk, ranges) = (ROWS_PER_CHUNK as u32, RANGES_PER_CHUNK as u32);
+        let mut tracker = Self {
+            interest,
+            processes: HashMap::new(),
+            executables: Executables::new(),
+            tables,
+            followed,
+            rows: Space::new(row_chunks, rows_per_chunk),
+            ranges: Space::new(1, ranges),
+            next_generation: 1,
+            wanted: Vec::new(),
+            counts: Counts::default(),
+        };
+        tracker.place_anonymous_table();
+        tracker
+    }
+
+    /// Executable memory without a file has one row: the frame pointer.
+    fn place_anonymous_table(&mut self) {
+        let rule = if cfg!(target_arch = "aarch64") { Rule::AARCH64_FRAME_POINTER } else { Rule::X86_64_FRAME_POINTER };
+        let rows = [Row::new(0, rule)];
+        let part = self.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
+        if let (Some(part), Some(executable)) = (part, self.executables.get_mut(ANONYMOUS)) {
+            executable.unwinding = Unwinding::Placed(vec![part]);
+        }
+    }
+
+    /// Tells the kernel which processes to sample; a launched one from its next exec on.
+    pub(crate) fn follow(&mut self) -> Result<(), KernelError> {
+        let Interest::Only { pids, launched, .. } = &self.interest else { return Ok(()) };
+        for pid in pids {
+            if *launched { self.followed.follow_from_exec(*pid)? } else { self.followed.follow(*pid)? }
+        }
+        Ok(())
+    }
+
+    /// Reads from /proc what all processes of interest have mapped now.
+    pub(crate) fn scan_all(&mut self) {
+        let pids: Vec<Pid> = match &self.interest {
+            Interest::All => proc_fs::all_pids().unwrap_or_default(),
+            // It is not what it will be.
+            Interest::Only { launched: true, .. } => Vec::new(),
+            Interest::Only { pids, .. } => pids.iter().copied().collect(),
+        };
+        for pid in pids {
+            self.scan(pid);
+        }
+    }
+
+    /// Reads from /proc what the process has mapped now.
+    fn scan(&mut self, pid: Pid) {
+        let scanned_at = clock::monotonic();
+        let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
+        if mappings.is_empty() {
+            // A kernel thread.
+            return;
+        }
+        let name = proc_fs::name(pid).unwrap_or_default();
+        let mut process = Process::new(pid, Arc::from(name), ALWAYS);
+        process.scanned_at = scanned_at;
+        self.processes.insert(pid, process);
+        for mapping in &mappings {
+            self.map(pid, mapping, ALWAYS);
+        }
+    }
+
+    /// Applies what happened, and tells the kernel.
+    pub(crate) fn apply(&mut self, events: &mut Vec<SidebandEvent>) {
+        events.sort_by_key(|event| event.time);
+        for event in events.drain(..) {
+            self.apply_one(event);
+        }
+        self.publish();
+    }
+
+    fn apply_one(&mut self, event: SidebandEvent) {
+        if let SidebandKind::Lost { count } = event.kind {
+            self.counts.add(Counter::SidebandLost, count);
+            return self.rescan();
+        }
+        if let SidebandKind::Forked { parent } = event.kind {
+            return self.forked(parent, event.pid, event.time);
+        }
+        if !self.interest.holds(event.pid) {
+            return;
+        }
+        let known = self.processes.get(&event.pid);
+        if known.is_some_and(|process| event.time <= process.scanned_at) {
+            return;
+        }
+        let time = event.time;
+        match event.kind {
+            SidebandKind::Mapped(mapping) => {
+                self.process_or_new(event.pid, time);
+                self.map(event.pid, &mapping, time);
+            }
+            SidebandKind::Exec { comm } => {
+                let process = self.process_or_new(event.pid, time);
+                process.exec(time);
+                process.rename(Arc::from(comm), time);
+                process.ended = None;
+            }
+            SidebandKind::Renamed { comm } if event.tid.0 == event.pid.0 => {
+                self.process_or_new(event.pid, time).rename(Arc::from(comm), time);
+            }
+            SidebandKind::Exited if event.tid.0 == event.pid.0 => {
+                if let Some(process) = self.processes.get_mut(&event.pid) {
+                    process.ended = Some(time);
+                }
+            }
+            SidebandKind::Renamed { .. }
+            | SidebandKind::Exited
+            | SidebandKind::Forked { .. }
+            | SidebandKind::Lost { .. } => {}
+        }
+    }
+
+    fn process_or_new(&mut self, pid: Pid, time: MonotonicNs) -> &mut Process {
+        self.processes.entry(pid).or_insert_with(|| Process::new(pid, Arc::from(""), time))
+    }
+
+    fn forked(&mut self, parent: Pid, child: Pid, time: MonotonicNs) {
+        if parent == child {
+            return;
+        }
+        if let Interest::Only { pids, children, .. } = &mut self.interest {
+            if !pids.contains(&parent) || !*children {
+                return;
+            }
+            pids.insert(child);
+        }
+        if self.processes.get(&child).is_some_and(|process| time <= process.scanned_at) {
+            return;
+        }
+        let process = match self.processes.get(&parent) {
+            Some(parent) => parent.fork(child, time),
+            None => Process::new(child, Arc::from(""), time),
+        };
+        if let Some(previous) = self.processes.insert(child, process) {
+            // The pid was used before: samples of that process have long been located.
+            self.forget_slot(previous.slot, time);
+        }
+    }
+
+    fn map(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs) {
+        let file = match self.executables.find(pid, mapping) {
+            Found::Known(key) => key,
+            Found::New(key, file) => {
+                self.wanted.push(WantedTable { key, file });
+                key
+            }
+            Found::Unreadable => return self.counts.add(Counter::ExecutableUnreadable, 1),
+            Found::Nothing => return,
+        };
+        if let Some(executable) = self.executables.get_mut(file) {
+            executable.idle_since = None;
+            if matches!(executable.unwinding, Unwinding::Evicted)
+                && let Some(open) = &executable.file
+            {
+                executable.unwinding = Unwinding::Waiting;
+                self.wanted.push(WantedTable { key: file, file: Arc::clone(open) });
+            }
+        }
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.map((mapping.start, mapping.end), mapping.file_offset, file, since);
+        }
+    }
+
+    /// Reads every known process again: records were lost.
+    fn rescan(&mut self) {
+        let now = clock::monotonic();
+        let pids: Vec<Pid> = match &self.interest {
+            Interest::All => proc_fs::all_pids().unwrap_or_default(),
+            Interest::Only { pids, .. } => pids.iter().copied().collect(),
+        };
+        for pid in pids {
+            if !self.processes.contains_key(&pid) {
+                self.scan(pid);
+                continue;
+            }
+            let Ok(mappings) = proc_fs::executable_mappings(pid) else { continue };
+            if let Some(process) = self.processes.get_mut(&pid) {
+                let confirmed = |known: &CodeMapping| {
+                    mappings.iter().any(|mapping| mapping.start <= known.start && known.end <= mapping.end)
+                };
+                process.retain(now, confirmed);
+                process.scanned_at = now;
+            }
+            for mapping in &mappings {
+                self.map(pid, mapping, now);
+            }
+        }
+    }
+
+    /// The tables to build since this was last asked.
+    pub(crate) fn take_wanted(&mut self) -> Vec<WantedTable> {
+        std::mem::take(&mut self.wanted)
+    }
+
+    /// Takes in the table of an executable, or the reason why there is none.
+    pub(crate) fn table_built(&mut self, key: FileKey, result: Result<UnwindTable, FileError>) {
+        let unwinding = match &result {
+            Ok(table) => self.place_table(table),
+            Err(FileError::NotElf) => self.anonymous_parts(),
+            Err(error) => {
+                let counter = match error {
+                    FileError::Unreadable(_) => Counter::ExecutableUnreadable,
+                    _ => Counter::ExecutableCorrupt,
+                };
+                self.counts.add(counter, 1);
+                Unwinding::Missing
+            }
+        };
+        let Some(executable) = self.executables.get_mut(key) else { return };
+        executable.unwinding = unwinding;
+        if let Ok(table) = result {
+            executable.build_id = hex(table.build_id.as_deref().unwrap_or_default());
+            executable.segments = table.segments;
+        }
+        for process in self.processes.values_mut() {
+            process.dirty |= process.live().iter().any(|mapping| mapping.file == key);
+        }
+        self.publish();
+    }
+
+    /// The worker's queue is full: the executable goes without a table until it is mapped again.
+    pub(crate) fn table_refused(&mut self, key: FileKey) {
+        self.counts.add(Counter::TablesFull, 1);
+        if let Some(executable) = self.executables.get_mut(key) {
+            executable.unwinding = Unwinding::Evicted;
+        }
+    }
+
+    /// Memory mapped from something that is no ELF file, such as a JIT's memfd.
+    fn anonymous_parts(&self) -> Unwinding {
+        match self.executables.get(ANONYMOUS).map(|anonymous| &anonymous.unwinding) {
+            Some(Unwinding::Placed(parts)) => Unwinding::Placed(parts.clone()),
+            _ => Unwinding::Missing,
+        }
+    }
+
+    fn place_table(&mut self, table: &UnwindTable) -> Unwinding {
+        let mut placed = Vec::with_capacity(table.parts.len());
+        for part in &table.parts {
+            match self.place(part.start, part.end.0 - part.start.0, &part.rows) {
+                Some(part) => placed.push(part),
+                None => {
+                    self.counts.add(Counter::TablesFull, 1);
+                    self.release_rows(&placed);
+                    return Unwinding::Evicted;
+                }
+            }
+        }
+        Unwinding::Placed(placed)
+    }
+
+    /// Finds room for rows, if need be by giving up tables that no process uses.
+    fn place(&mut self, start: Svma, length: u64, rows: &[Row]) -> Option<PlacedPart> {
+        let extent = Extent::new(rows.len())?;
+        let first_row = match self.rows.take(extent.count()) {
+            Some(first_row) => first_row,
+            None => {
+                self.evict();
+                self.rows.take(extent.count())?
+            }
+        };
+        self.tables.write_rows(first_row, rows);
+        Some(PlacedPart { start, end: Svma(start.0 + length), first_row, extent })
+    }
+
+    fn release_rows(&mut self, parts: &[PlacedPart]) {
+        let now = clock::monotonic();
+        for part in parts {
+            self.rows.release(now, part.first_row, part.extent.count());
+        }
+    }
+
+    /// Gives up all tables of executables that nobody maps. Their rows are free after quarantine.
+    fn evict(&mut self) {
+        let mut released = Vec::new();
+        for (key, executable) in self.executables.iter_mut() {
+            if key == ANONYMOUS || executable.idle_since.is_none() || executable.segments.is_empty() {
+                continue;
+            }
+            if let Unwinding::Placed(parts) = std::mem::replace(&mut executable.unwinding, Unwinding::Evicted) {
+                released.extend(parts);
+            }
+        }
+        self.release_rows(&released);
+    }
+
+    /// Writes the ranges of every process that changed.
+    pub(crate) fn publish(&mut self) {
+        let dirty: Vec<Pid> =
+            self.processes.values().filter(|process| process.dirty).map(|process| process.pid).collect();
+        for pid in dirty {
+            self.publish_process(pid);
+        }
+    }
+
+    fn publish_process(&mut self, pid: Pid) {
+        let now = clock::monotonic();
+        let Some(process) = self.processes.get(&pid) else { return };
+        let mut ranges = self.ranges_of(process);
+        if ranges.len() > MAX_SEARCHED {
+            self.counts.add(Counter::RangesTruncated, 1);
+            ranges.truncate(MAX_SEARCHED);
+        }
+        let old_slot = process.slot;
+        let generation = self.next_generation;
+        let slot = Extent::new(ranges.len()).and_then(|extent| {
+            let start = self.ranges.take(extent.count() + 1);
+            if start.is_none() {
+                self.counts.add(Counter::RangesFull, 1);
+            }
+            Some((Slot { start: start?, length: extent.count() + 1 }, extent))
+        });
+        match slot {
+            Some((slot, extent)) => {
+                self.next_generation = self.next_generation.wrapping_add(1).max(1);
+                let first_range = slot.start + 1;
+                self.tables.write_ranges(first_range, pid, generation, &ranges);
+                let entry = ProcessEntry { first_range, extent, generation, flags: 0 };
+                if self.tables.set_process(pid, entry).is_err() {
+                    self.counts.add(Counter::RangesFull, 1);
+                }
+            }
+            None => self.tables.remove_process(pid),
+        }
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.slot = slot.map(|(slot, _extent)| slot);
+            process.published(if slot.is_some() { generation } else { 0 });
+        }
+        self.forget_slot(old_slot, now);
+    }
+
+    fn forget_slot(&mut self, slot: Option<Slot>, now: MonotonicNs) {
+        if let Some(slot) = slot {
+            self.ranges.release(now, slot.start, slot.length);
+        }
+    }
+
+    /// The ranges of a process, in the order of addresses.
+    fn ranges_of(&self, process: &Process) -> Vec<Range> {
+        let mut ranges = Vec::new();
+        for mapping in process.live() {
+            let Some(executable) = self.executables.get(mapping.file) else { continue };
+            let Unwinding::Placed(parts) = &executable.unwinding else { continue };
+            let bias = executable.bias(mapping.start, mapping.file_offset);
+            for part in parts {
+                let (part_start, part_end) = (part.start.in_process(bias).0, part.end.in_process(bias).0);
+                let (start, end) = (mapping.start.0.max(part_start), mapping.end.0.min(part_end));
+                if start < end {
+                    let (first_row, extent) = (part.first_row, part.extent);
+                    ranges.push(Range { start, end, bias: part_start, first_row, extent });
+                }
+            }
+        }
+        ranges
+    }
+
+    /// Gives back what has waited long enough: tables in quarantine, ended processes, closed files.
+    pub(crate) fn tidy(&mut self, now: MonotonicNs) {
+        self.rows.expire(now);
+        self.ranges.expire(now);
+        let over = |since: MonotonicNs| now.0.saturating_sub(since.0) > GRACE_NS;
+        let ended: Vec<Pid> = self
+            .processes
+            .values()
+            .filter(|process| process.ended.is_some_and(over) && !proc_fs::exists(process.pid))
+            .map(|process| process.pid)
+            .collect();
+        for pid in ended {
+            if let Some(process) = self.processes.remove(&pid) {
+                self.tables.remove_process(pid);
+                self.forget_slot(process.slot, now);
+            }
+        }
+        for process in self.processes.values_mut() {
+            process.forget(now);
+        }
+        let used: HashSet<FileKey> = self.processes.values().flat_map(Process::files).collect();
+        let mut closed = Vec::new();
+        for (key, executable) in self.executables.iter_mut() {
+            if used.contains(&key) {
+                executable.idle_since = None;
+            } else if over(*executable.idle_since.get_or_insert(now)) && executable.file.is_some() {
+                closed.push(key);
+            }
+        }
+        for key in closed {
+            self.executables.close(key);
+        }
+    }
+
+    pub(crate) fn process(&self, pid: Pid) -> Option<&Process> {
+        self.processes.get(&pid)
+    }
+
+    pub(crate) fn executable(&self, key: FileKey) -> Option<&Executable> {
+        self.executables.get(key)
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Whether all processes of interest have ended.
+    pub(crate) fn all_ended(&self) -> bool {
+        match &self.interest {
+            Interest::All => false,
+            Interest::Only { pids, .. } => {
+                pids.iter().all(|pid| !proc_fs::exists(*pid) || proc_fs::is_zombie(*pid))
+            }
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

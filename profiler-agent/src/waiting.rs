@@ -1,0 +1,89 @@
+//! Samples on their way from the ring buffer to the profile: they wait until the sideband has told
+//! what was mapped when they were taken, and until the tables that they need are built.
+
+use std::collections::VecDeque;
+
+use profiler_common::address::MonotonicNs;
+use profiler_common::counter::Counter;
+use profiler_common::record::Sample;
+
+use crate::counts::Counts;
+use crate::locate::{LocatedSample, locate};
+use crate::tracker::Tracker;
+
+/// How long after it was taken a sample is looked at. By then the sideband records of all CPUs up
+/// to its time are in their rings: a record is written microseconds after its time stamp.
+const SETTLE_NS: u64 = 20_000_000;
+
+/// Words of waiting samples, at most (32 MiB). Beyond it samples make do with what is known.
+const MOST_WORDS: usize = 4 << 20;
+
+/// Samples that are not located yet.
+#[derive(Default)]
+pub(crate) struct Waiting {
+    /// In the order in which they came.
+    fresh: VecDeque<Box<[u64]>>,
+    /// Those that need a table that is being built.
+    for_table: Vec<Box<[u64]>>,
+    words: usize,
+}
+
+impl Waiting {
+    /// Takes in a record as it came from the ring buffer.
+    pub(crate) fn push(&mut self, record: &[u64]) {
+        self.words += record.len();
+        self.fresh.push_back(record.into());
+    }
+
+    /// Locates what can be located at `now`, and hands it on.
+    pub(crate) fn settle(
+        &mut self,
+        now: MonotonicNs,
+        tracker: &Tracker,
+        counts: &mut Counts,
+        mut done: impl FnMut(LocatedSample),
+    ) {
+        let mut due = std::mem::take(&mut self.for_table);
+        while let Some(record) = self.fresh.front() {
+            let settled = Sample::decode(record).map_or(true, |sample| {
+                sample.header.time.0.saturating_add(SETTLE_NS) <= now.0
+            });
+            if !settled {
+                break;
+            }
+            due.extend(self.fresh.pop_front());
+        }
+        for record in due {
+            let Ok(sample) = Sample::decode(&record) else {
+                counts.add(Counter::LostUndecodable, 1);
+                self.words -= record.len();
+                continue;
+            };
+            let overflow = self.words > MOST_WORDS;
+            match locate(&sample, tracker, overflow) {
+                Some(located) => {
+                    counts.add(Counter::WaitingOverflow, u64::from(overflow));
+                    self.words -= record.len();
+                    done(located);
+                }
+                None => self.for_table.push(record),
+            }
+        }
+    }
+
+    /// Whether samples wait for a table.
+    pub(crate) fn needs_tables(&self) -> bool {
+        !self.for_table.is_empty()
+    }
+
+    /// Locates everything that is left with what is known.
+    pub(crate) fn give_up(&mut self, tracker: &Tracker, counts: &mut Counts, mut done: impl FnMut(LocatedSample)) {
+        for record in self.for_table.drain(..).chain(self.fresh.drain(..)) {
+            match Sample::decode(&record).map(|sample| locate(&sample, tracker, true)) {
+                Ok(Some(located)) => done(located),
+                Ok(None) | Err(_) => counts.add(Counter::LostUndecodable, 1),
+            }
+        }
+        self.words = 0;
+    }
+}
