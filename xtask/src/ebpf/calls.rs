@@ -89,4 +89,15 @@ mod tests {
         assert_eq!(hidden_calls(&FUNCTION[..7]), [0; 0]);
         assert_eq!(hidden_calls(&[]), [0; 0]);
     }
+
+    #[test]
+    fn the_committed_object_is_clean_and_a_changed_one_is_not() {
+        let mut object = std::fs::read(crate::ebpf::object_path("x86_64")).unwrap();
+        check(&object).unwrap();
+        let call = object.windows(4).position(|window| window == [OPCODE_CALL, 0, 0, 0]).unwrap();
+        object[call + 1] = PSEUDO_CALL << 4;
+        let error = check(&object).unwrap_err().to_string();
+        assert!(error.contains("hidden sub-programs"), "{error}");
+        assert!(check(&object[..100]).is_err());
+    }
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::report::Outcome;
+use crate::report::{Outcome, Report, in_ci};
 use crate::shell;
 pub(crate) use manifest::Manifest;
 
@@ -45,14 +45,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if !arguments.check {
         return build_and_write(arguments.adopt_toolchain);
     }
+    let mut report = Report::default();
     for (name, outcome) in check() {
-        match outcome {
-            Outcome::Passed(what) => println!("{name}: {what}"),
-            Outcome::Skipped(why) | Outcome::SkippedUnexpectedly(why) => println!("{name}: skipped: {why}"),
-            Outcome::Failed(why) => bail!("{name}: {why}"),
-        }
+        report.add(name, 0.0, outcome);
     }
-    Ok(())
+    report.finish(in_ci())
 }
 
 fn build_and_write(adopt_toolchain: bool) -> Result<()> {

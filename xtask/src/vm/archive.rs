@@ -30,6 +30,10 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Package lists older than this are fetched again: a new kernel may be in the archive.
 const LISTS_AGE: Duration = Duration::from_secs(3 * 24 * 3600);
 
+/// Releases that are tried, newest first, before a series counts as unavailable. November 2026: the
+/// lists of bullseye-security name four arm64 releases of 5.10 that no mirror holds.
+const TRIED_RELEASES: usize = 8;
+
 #[derive(Clone, Copy)]
 enum Part {
     Main,
@@ -86,29 +90,28 @@ impl Archive {
         series.iter().map(|(major, minor)| format!("{major}.{minor}")).collect()
     }
 
-    /// The newest kernel of a series (`5.10`), a release (`6.12.117+deb12`), or `newest`.
+    /// The newest kernel of a series (`5.10`), a release (`6.12.117+deb12`), or `newest`. Package
+    /// lists may name a version that the mirror has no more, or not yet: then the one before it.
     pub(super) fn kernel(&self, wanted: &str) -> Result<Kernel, Unavailable> {
-        let Some(release) = choose(&self.releases(), wanted) else {
-            return match self.cached(wanted) {
-                Some(kernel) => Ok(kernel),
-                None if self.packages.is_empty() => Err(Unavailable::Archive("no package lists".to_owned())),
-                None => Err(Unavailable::Version(format!(
-                    "Debian has no kernel `{wanted}` now: {}",
-                    self.series().join(" ")
-                ))),
-            };
-        };
-        let image = self.image(&release);
-        if image.exists() {
-            return Ok(Kernel { release, image });
-        }
-        match self.fetch_kernel(&release) {
-            Ok(()) => Ok(Kernel { release, image }),
-            Err(error) => {
-                println!("{release}: {error:#}; looking in the cache");
-                self.cached(wanted).ok_or_else(|| Unavailable::Archive(format!("{error:#}")))
+        let candidates = matching(self.releases(), wanted);
+        let mut failure = None;
+        for release in candidates.into_iter().take(TRIED_RELEASES) {
+            let image = self.image(&release);
+            let fetched = if image.exists() { Ok(()) } else { self.fetch_kernel(&release) };
+            match (fetched, self.cached(wanted)) {
+                (Ok(()), _) => return Ok(Kernel { release, image }),
+                (Err(_), Some(kernel)) => return Ok(kernel),
+                (Err(error), None) => {
+                    failure.get_or_insert(error);
+                }
             }
         }
+        let unavailable = || match failure {
+            Some(error) => Unavailable::Archive(shell::last_lines(&format!("{error:#}"), 1)),
+            None if self.packages.is_empty() => Unavailable::Archive("its package lists cannot be fetched".to_owned()),
+            None => Unavailable::Version(format!("it has no kernel `{wanted}` now, but {}", self.series().join(" "))),
+        };
+        self.cached(wanted).ok_or_else(unavailable)
     }
 
     /// The path of a statically linked busybox.
@@ -143,12 +146,17 @@ impl Archive {
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .map(|release| (numbers(&release), release))
             .collect();
-        let release = choose(&releases, wanted)?;
+        let release = matching(releases, wanted).into_iter().next()?;
         Some(Kernel { image: self.image(&release), release })
     }
 
     fn fetch_kernel(&self, release: &str) -> Result<()> {
         println!("fetching Linux {release} ({})", self.architecture.debian());
+        self.fetch(release)
+            .inspect_err(|error| println!("  not to be had: {}", shell::last_lines(&format!("{error:#}"), 1)))
+    }
+
+    fn fetch(&self, release: &str) -> Result<()> {
         // From 6.19 on the image itself is in `linux-binary-*`.
         let named = |kind: &str| format!("linux-{kind}-{release}{}", self.suffix());
         let binary = named("binary");
@@ -184,7 +192,7 @@ impl Archive {
         let (main, security) = mirrors(&machine_sources());
         let lines = SUITES.iter().map(|(suite, part)| {
             let mirror = if matches!(part, Part::Main) { &main } else { &security };
-            format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n")
+            format!("deb [signed-by={KEYRING} target=Packages] {mirror} {suite} main\n")
         });
         fs::write(self.folder.join("sources.list"), lines.collect::<String>())?;
         fs::write(self.folder.join("status"), "")?;
@@ -198,8 +206,8 @@ impl Archive {
         let architecture = self.architecture.debian();
         format!(
             "Dir::State \"{folder}\";\nDir::State::status \"{folder}/status\";\nDir::Cache \"{folder}/cache\";\n\
-             Dir::Etc::sourcelist \"{folder}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
-             Dir::Etc::preferencesparts \"-\";\nAPT::Architecture \"{architecture}\";\n\
+             Dir::Etc::sourcelist \"{folder}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\n\
+             Dir::Etc::preferencesparts \"/dev/null\";\nAPT::Architecture \"{architecture}\";\n\
              APT::Architectures {{ \"{architecture}\"; }};\nAcquire::Languages \"none\";\n\
              Acquire::GzipIndexes \"true\";\nAcquire::http::Timeout \"20\";\nAcquire::Retries \"1\";\n\
              APT::Sandbox::User \"root\";\n"
@@ -273,13 +281,15 @@ fn numbers(release: &str) -> Vec<u32> {
     release.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
-/// The newest release that is `wanted`: a release, a series or `newest`.
-fn choose(releases: &[(Vec<u32>, String)], wanted: &str) -> Option<String> {
+/// The releases that are `wanted` (a release, a series or `newest`), newest first.
+fn matching(mut releases: Vec<(Vec<u32>, String)>, wanted: &str) -> Vec<String> {
     let series = numbers(wanted);
-    let answers = |(numbers, release): &&(Vec<u32>, String)| {
+    releases.retain(|(numbers, release)| {
         wanted == "newest" || release == wanted || (series.len() == 2 && numbers.starts_with(&series))
-    };
-    releases.iter().filter(answers).max().map(|(_, release)| release.clone())
+    });
+    releases.sort();
+    releases.dedup();
+    releases.into_iter().rev().map(|(_, release)| release).collect()
 }
 
 /// The kernel image in an unpacked package: `/boot/vmlinuz-*`, or `/usr/lib/modules/*/vmlinuz`.
@@ -317,7 +327,7 @@ mod tests {
     #[test]
     fn the_newest_of_a_series_is_chosen() {
         let releases = releases(&packages(), "-cloud-amd64");
-        let chosen = |wanted| choose(&releases, wanted);
+        let chosen = |wanted| matching(releases.clone(), wanted).into_iter().next();
         assert_eq!(chosen("5.10").as_deref(), Some("5.10.0-46"));
         assert_eq!(chosen("6.1").as_deref(), Some("6.1.0-9"));
         assert_eq!(chosen("6.12").as_deref(), Some("6.12.107+deb13"));
@@ -325,6 +335,7 @@ mod tests {
         assert_eq!(chosen("newest").as_deref(), Some("6.19.6+deb13"));
         assert_eq!(chosen("5.15"), None);
         assert_eq!(chosen("nonsense"), None);
+        assert_eq!(matching(releases, "5.10"), ["5.10.0-46", "5.10.0-30"]);
     }
 
     #[test]
