@@ -295,15 +295,15 @@ async fn a_lost_child_costs_one_request() {
     assert_eq!((worker.restarts(), worker.pending()), (3, 0));
 }
 
-/// Gives an ELF file a symbol table of 16 million empty entries (384 MB that take no disk space): to
-/// read it takes a while.
-fn grow_symbol_table(path: &Path) {
+/// Gives an ELF file a symbol table of `entries` empty entries, 24 bytes each, which take no disk
+/// space. To read them takes a while, and the symbolizer keeps 8 bytes for each.
+fn grow_symbol_table(path: &Path, entries: u64) {
     let mut bytes = fs::read(path).unwrap();
     let number = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     // e_shoff, e_shnum; sh_type 2 is SHT_SYMTAB, sh_offset and sh_size follow at 24.
     let (headers, count) = (number(&bytes, 0x28) as usize, usize::from(bytes[0x3c]));
     let header = (0..count).map(|index| headers + index * 64).find(|&header| bytes[header + 4] == 2).unwrap();
-    let (offset, size) = (bytes.len().next_multiple_of(4096) as u64, 24u64 << 24);
+    let (offset, size) = (bytes.len().next_multiple_of(4096) as u64, entries * 24);
     bytes[header + 24..header + 32].copy_from_slice(&offset.to_le_bytes());
     bytes[header + 32..header + 40].copy_from_slice(&size.to_le_bytes());
     fs::write(path, bytes).unwrap();
@@ -317,7 +317,7 @@ async fn a_file_truncated_while_it_is_read_costs_that_file() {
     let scratch = Scratch::new("sigbus");
     let good = scratch.compile("good.c", PROGRAM, &["-O2", "-g"]);
     let victim = scratch.compile("victim.c", PROGRAM, &["-O2"]);
-    grow_symbol_table(&victim);
+    grow_symbol_table(&victim, 16 << 20);
     let mut worker = worker(Role::Symbols);
     symbols(&mut worker, &good, &[Svma(0x1000)]).await.unwrap();
 
@@ -341,6 +341,22 @@ async fn a_file_truncated_while_it_is_read_costs_that_file() {
     assert_eq!(crashed, Err(FileError::Worker(WorkerFailure::Crashed("signal: 7 (SIGBUS)".to_owned()))));
     assert!(symbols_reply(&mut worker, FileKey(1)).await.is_ok());
     assert_eq!(worker.restarts(), 1);
+}
+
+#[tokio::test]
+async fn memory_is_bounded() {
+    let scratch = Scratch::new("memory");
+    let big = scratch.compile("big.c", PROGRAM, &["-O2"]);
+    grow_symbol_table(&big, 10 << 20);
+    let mut worker = worker(Role::Symbols);
+    // More than a child may keep: it answers, and exits.
+    assert!(symbols(&mut worker, &big, &[Svma(0x1000)]).await.is_ok());
+    assert_eq!((worker.child_id(), worker.restarts()), (None, 0));
+    // More than it may map.
+    File::options().write(true).open(&big).unwrap().set_len(9 << 30).unwrap();
+    let answer = symbols(&mut worker, &big, &[Svma(0x1000)]).await;
+    assert!(matches!(answer, Err(FileError::Corrupt(_))), "{answer:?}");
+    assert_eq!((worker.child_id().is_some(), worker.restarts()), (true, 0));
 }
 
 #[tokio::test]
