@@ -3,7 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use profiler_common::address::{Bias, FileOffset, Pid, Svma, VirtualAddress};
-use profiler_model::{FoundBy, FrameKind, Function, Labels, Line, LocationId, LocationKey, Mapping, MappingId, Profile};
+use profiler_model::{
+    FoundBy, FrameKind, Function, Labels, Line, LocationId, LocationKey, Mapping, MappingId, Profile,
+};
 
 use crate::locate::{LocatedFrame, LocatedSample};
 use crate::tracker::{ANONYMOUS_CODE, Code, Tracker};

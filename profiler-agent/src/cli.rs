@@ -77,6 +77,12 @@ pub struct Record {
     /// Print the hottest functions and the profile's quality as JSON
     #[arg(long)]
     pub json: bool,
+    /// Do all but unwind user stacks: the floor that unwinding is measured against
+    #[arg(long, hide = true)]
+    pub no_unwind: bool,
+    /// Leave the clock of this CPU off: to see that what is missed is counted
+    #[arg(long, hide = true, value_name = "CPU")]
+    pub without_cpu: Option<u32>,
     /// Profile this command, from its first instruction to its end
     #[arg(last = true, value_name = "COMMAND")]
     pub exec: Vec<OsString>,

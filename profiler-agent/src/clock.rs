@@ -7,13 +7,13 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// Now, on the clock of samples and sideband records.
 #[must_use]
-pub fn monotonic() -> MonotonicNs {
+pub(crate) fn monotonic() -> MonotonicNs {
     MonotonicNs(nanoseconds(clock_gettime(ClockId::Monotonic)))
 }
 
 /// Now, in ns since 1970-01-01 UTC.
 #[must_use]
-pub fn unix_ns() -> u64 {
+pub(crate) fn unix_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime))
 }
 

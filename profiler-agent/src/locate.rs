@@ -3,9 +3,7 @@
 
 use profiler_common::address::{MonotonicNs, VirtualAddress};
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
-use profiler_common::record::{
-    FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason,
-};
+use profiler_common::record::{FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason};
 use profiler_common::step::{Machine, Registers, stop_reason};
 
 use crate::tracker::{Code, TrackedProcess, Tracker, UnwindingState};
@@ -173,4 +171,3 @@ impl Machine for StackCopy<'_> {
         self.read.get((index & 63) as usize).copied().unwrap_or(0)
     }
 }
-

@@ -27,9 +27,9 @@ fn main() -> ExitCode {
 
 fn verifier_report() -> ExitCode {
     let report = kernel::check_support().and_then(|()| kernel::verifier_report());
-    let text = report.map_err(|error| error.to_string()).and_then(|figures| {
-        serde_json::to_vec(&figures).map_err(|error| error.to_string())
-    });
+    let text = report
+        .map_err(|error| error.to_string())
+        .and_then(|figures| serde_json::to_vec(&figures).map_err(|error| error.to_string()));
     match text.and_then(|text| answer(&text).map_err(|error| error.to_string())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

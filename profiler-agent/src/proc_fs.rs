@@ -18,7 +18,7 @@ const MOST_MAPS_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// When the process is gone or may not be looked at.
-pub fn executable_mappings(pid: Pid) -> io::Result<Vec<Mapping>> {
+pub(crate) fn executable_mappings(pid: Pid) -> io::Result<Vec<Mapping>> {
     use io::Read as _;
     let mut text = Vec::new();
     fs::File::open(format!("/proc/{pid}/maps"))?.take(MOST_MAPS_BYTES).read_to_end(&mut text)?;
@@ -48,20 +48,20 @@ fn mapping(line: &[u8]) -> Option<Mapping> {
 
 /// The name of a process: that of its first thread.
 #[must_use]
-pub fn name(pid: Pid) -> Option<String> {
+pub(crate) fn name(pid: Pid) -> Option<String> {
     let bytes = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned())
 }
 
 /// Whether there is such a process.
 #[must_use]
-pub fn exists(pid: Pid) -> bool {
+pub(crate) fn exists(pid: Pid) -> bool {
     process_of_thread(pid) == Some(pid)
 }
 
 /// The process of a thread: its own number for a process. `None` when there is none.
 #[must_use]
-pub fn process_of_thread(thread: Pid) -> Option<Pid> {
+pub(crate) fn process_of_thread(thread: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     process.trim().parse().ok().map(Pid)
@@ -69,7 +69,7 @@ pub fn process_of_thread(thread: Pid) -> Option<Pid> {
 
 /// Whether the process has ended but was not yet waited for: nothing of it runs any more.
 #[must_use]
-pub fn is_zombie(pid: Pid) -> bool {
+pub(crate) fn is_zombie(pid: Pid) -> bool {
     stat_fields(pid).is_some_and(|(state, _parent)| matches!(state, b'Z' | b'X'))
 }
 
@@ -77,7 +77,7 @@ pub fn is_zombie(pid: Pid) -> bool {
 ///
 /// # Errors
 /// When /proc can't be listed.
-pub fn all_pids() -> io::Result<Vec<Pid>> {
+pub(crate) fn all_pids() -> io::Result<Vec<Pid>> {
     let pid = |name: OsString| name.to_str()?.parse().ok().map(Pid);
     Ok(fs::read_dir("/proc")?.filter_map(|entry| pid(entry.ok()?.file_name())).collect())
 }
@@ -86,10 +86,9 @@ pub fn all_pids() -> io::Result<Vec<Pid>> {
 ///
 /// # Errors
 /// When /proc can't be listed.
-pub fn with_descendants(roots: &[Pid]) -> io::Result<Vec<Pid>> {
+pub(crate) fn with_descendants(roots: &[Pid]) -> io::Result<Vec<Pid>> {
     let mut family = roots.to_vec();
-    let parents: Vec<(Pid, Pid)> =
-        all_pids()?.into_iter().filter_map(|pid| Some((pid, stat_fields(pid)?.1))).collect();
+    let parents: Vec<(Pid, Pid)> = all_pids()?.into_iter().filter_map(|pid| Some((pid, stat_fields(pid)?.1))).collect();
     let mut next = 0;
     while let Some(parent) = family.get(next).copied() {
         let children = parents.iter().filter(|(pid, of)| *of == parent && !family.contains(pid));
@@ -113,13 +112,13 @@ fn stat_fields(pid: Pid) -> Option<(u8, Pid)> {
 
 /// Busy time of each CPU since boot, in ticks of [`TICKS_PER_SECOND`], by CPU number.
 #[must_use]
-pub fn busy_ticks() -> Vec<(u32, u64)> {
+pub(crate) fn busy_ticks() -> Vec<(u32, u64)> {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     text.lines().filter_map(busy_of_line).collect()
 }
 
 /// `USER_HZ` (linux/include/asm-generic/param.h): the unit of /proc/stat.
-pub const TICKS_PER_SECOND: u64 = 100;
+pub(crate) const TICKS_PER_SECOND: u64 = 100;
 
 /// `cpuN user nice system idle iowait irq softirq steal guest guest_nice`. Steal is left out: a
 /// virtual CPU that does not run takes no sample. Guest time is in user time.

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use profiler_common::address::Pid;
-use profiler_export::top::Top;
 use profiler_export::ExportError;
+use profiler_export::top::Top;
 use profiler_model::{Figures, Profile};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -197,7 +197,8 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
         row_chunks: if options.all { 8 } else { 4 },
         ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),
         sideband_bytes: SIDEBAND_BYTES,
-        unwind: true,
+        unwind: !options.no_unwind,
+        without_cpu: options.without_cpu,
     })
 }
 

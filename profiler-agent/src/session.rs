@@ -8,22 +8,19 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use profiler_common::address::Pid;
 use profiler_common::counter::{Counter, CounterKind};
 use profiler_model::{About, Profile, Quality};
-use rustix::event::epoll;
-use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::aggregate::Aggregator;
 use crate::counts::Counts;
 use crate::kernel::counters::Counters;
 use crate::kernel::sideband::{Sideband, SidebandEvent};
-use crate::kernel::{Kernel, KernelError, LoadOptions, Records, Sampling};
+use crate::kernel::{Kernel, KernelError, LoadOptions, Records, Sampling, Wake};
 use crate::kernel_symbols::KernelSymbols;
 use crate::missed::BusyTime;
 use crate::symbols;
@@ -69,7 +66,7 @@ pub(crate) struct Session {
     kernel_symbols: KernelSymbols,
     counters: Counters,
     counts: Counts,
-    wake: AsyncFd<OwnedFd>,
+    wake: Wake,
     sampling: Sampling,
     busy: BusyTime,
     frequency_hz: u32,
@@ -82,7 +79,7 @@ impl Session {
         let tables_worker = Worker::spawn(Role::Tables, program)?;
         let symbols_worker = Worker::spawn(Role::Symbols, program)?;
         let Kernel { records, sideband, tables, followed, counters, sampling, .. } = Kernel::load(options)?;
-        let wake = wake_on(&records, &sideband)?;
+        let wake = Wake::on(&records, &sideband)?;
         let mut tracker = Tracker::new(interest, tables, followed);
         tracker.follow()?;
         Ok(Self {
@@ -134,16 +131,13 @@ impl Session {
             let wake = &self.wake;
             let woken = async move {
                 sleep_until(rested).await;
-                if let Ok(mut ready) = wake.readable().await {
-                    ready.clear_ready();
-                }
+                wake.woken().await;
             };
             tokio::select! {
                 biased;
                 result = &mut stop => return result,
                 _ = tick.tick() => self.tick(),
                 () = woken => {
-                    clear(&self.wake);
                     self.drain();
                     rested = Instant::now() + REST;
                 }
@@ -155,7 +149,7 @@ impl Session {
 
     /// Fetches what waits in the kernel's rings.
     fn drain(&mut self) {
-        while let Some(record) = self.records.next() {
+        while let Some(record) = self.records.take() {
             self.waiting.push(record);
         }
         self.sideband.drain(&mut self.events);
@@ -246,24 +240,6 @@ impl Session {
         }
         Ok(quality)
     }
-}
-
-/// One descriptor that becomes readable when any of the kernel's rings does.
-fn wake_on(records: &Records, sideband: &Sideband) -> io::Result<AsyncFd<OwnedFd>> {
-    let all = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-    for fd in sideband.fds().chain([records.fd()]) {
-        epoll::add(&all, fd, epoll::EventData::new_u64(0), flags)?;
-    }
-    AsyncFd::new(all)
-}
-
-/// Takes the events off the list of the ready, so that the next one wakes us again.
-fn clear(wake: &AsyncFd<OwnedFd>) {
-    let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
-    let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-    // Nothing ready is no failure, and what stays on the list is found at the next tick.
-    let _ready = epoll::wait(wake, &mut events, Some(&now));
 }
 
 /// What the profile says about where it was made.

@@ -45,9 +45,8 @@ impl Waiting {
     ) {
         let mut due = std::mem::take(&mut self.for_table);
         while let Some(record) = self.fresh.front() {
-            let settled = Sample::decode(record).map_or(true, |sample| {
-                sample.header.time.0.saturating_add(SETTLE_NS) <= now.0
-            });
+            let settled =
+                Sample::decode(record).map_or(true, |sample| sample.header.time.0.saturating_add(SETTLE_NS) <= now.0);
             if !settled {
                 break;
             }

@@ -233,12 +233,8 @@ mod tests {
     use super::*;
 
     fn record(kernel: &[u64], user: &[u64], stack: &[u64], into: &mut [u64]) -> usize {
-        into[word::SHAPE] = shape_word(
-            u64::from(FLAG_KERNEL_MODE),
-            StopReason::NoTable as u64,
-            kernel.len() as u64,
-            user.len() as u64,
-        );
+        into[word::SHAPE] =
+            shape_word(u64::from(FLAG_KERNEL_MODE), StopReason::NoTable as u64, kernel.len() as u64, user.len() as u64);
         into[word::TIME_NS] = 5;
         into[word::PID_TID] = 7 | 8 << 32;
         into[word::CPU_GENERATION] = 3 | 9 << 32;

@@ -98,8 +98,7 @@ impl Rule {
     /// seven words that end at "CFA" = rsp + 176.
     pub const X86_64_SIGNAL: Self = Self::new(SIGNAL, 7, 22);
     /// aarch64 by the frame record: x29 points at {caller's x29, return address} (AAPCS64 6.4.6).
-    pub const AARCH64_FRAME_POINTER: Self =
-        Self::new(BASE_FP | FP_SAVED | RA_FROM_BASE | BY_FRAME_POINTER, 1, 2);
+    pub const AARCH64_FRAME_POINTER: Self = Self::new(BASE_FP | FP_SAVED | RA_FROM_BASE | BY_FRAME_POINTER, 1, 2);
     /// aarch64 signal frame. At its return trampoline sp is at `struct rt_sigframe`: 128 bytes of
     /// siginfo, then the `ucontext`, whose `regs` begin at 184: x29 at sp + 544, x30, sp, pc follow
     /// (linux/arch/arm64/kernel/signal.c).

@@ -8,7 +8,6 @@ macro_rules! settings {
         /// The settings' symbols in the object.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[expect(non_camel_case_types, reason = "they are the symbols in the object")]
-        #[expect(clippy::upper_case_acronyms, reason = "they are the symbols in the object")]
         pub enum Setting {
             $($(#[$doc])+ $name,)+
         }

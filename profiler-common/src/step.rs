@@ -7,8 +7,8 @@
 
 use crate::record::StopReason;
 use crate::row::{
-    BASE_FP, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE, RA_IN_LR,
-    SIGNAL, UNSUPPORTED,
+    BASE_FP, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE, RA_IN_LR, SIGNAL,
+    UNSUPPORTED,
 };
 
 /// The registers of a frame that unwinding needs.
@@ -120,10 +120,10 @@ fn cfa_offset(rule: u64) -> u64 {
 fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
     let guess = flag(rule, BY_FRAME_POINTER);
     let outermost = is_zero::<M>(regs.fp) & guess;
-    flag(rule, END) * STOP_END
-        | outermost * STOP_END
-        | flag(rule, UNSUPPORTED) * STOP_UNSUPPORTED
-        | (guess & less::<M>(regs.fp, regs.sp)) * STOP_NO_FRAME_POINTER
+    let sinks = guess & less::<M>(regs.fp, regs.sp);
+    ((flag(rule, END) | outermost) * STOP_END)
+        | (flag(rule, UNSUPPORTED) * STOP_UNSUPPORTED)
+        | (sinks * STOP_NO_FRAME_POINTER)
 }
 
 /// One step on x86_64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not 0.

@@ -113,9 +113,9 @@ impl Btf {
     }
 
     fn name_is(&self, offset: Option<u32>, wanted: &str) -> bool {
-        offset.and_then(|offset| self.strings.get(offset as usize..)).is_some_and(|rest| {
-            rest.strip_prefix(wanted.as_bytes()).is_some_and(|after| after.first() == Some(&0))
-        })
+        offset
+            .and_then(|offset| self.strings.get(offset as usize..))
+            .is_some_and(|rest| rest.strip_prefix(wanted.as_bytes()).is_some_and(|after| after.first() == Some(&0)))
     }
 }
 
@@ -144,9 +144,28 @@ mod tests {
     fn blob() -> Vec<u8> {
         let strings = b"\0int\0task\0a\0b\0c\0";
         let types: &[u32] = &[
-            1, 1 << 24, 4, 32, // 1: int
-            5, 4 << 24 | 2, 12, /**/ 10, 1, 0, /**/ 0, 3, 32, // 2: task
-            0, 4 << 24 | 2, 8, /**/ 12, 1, 0, /**/ 14, 1, 32, // 3: anonymous
+            1,
+            1 << 24,
+            4,
+            32, // 1: int
+            5,
+            4 << 24 | 2,
+            12,
+            /**/ 10,
+            1,
+            0,
+            /**/ 0,
+            3,
+            32, // 2: task
+            0,
+            4 << 24 | 2,
+            8,
+            /**/ 12,
+            1,
+            0,
+            /**/ 14,
+            1,
+            32, // 3: anonymous
         ];
         let types: Vec<u8> = types.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let mut bytes = MAGIC.to_ne_bytes().to_vec();

@@ -20,10 +20,10 @@ impl Counters {
     /// # Errors
     /// When the kernel refuses the look-up.
     pub fn per_cpu(&self, counter: Counter) -> Result<Vec<u64>, KernelError> {
-        let values = self.map.get(&(counter as u32), 0).map_err(|error| KernelError::Map {
-            map: "COUNTERS",
-            message: super::error::chain(&error),
-        })?;
+        let values = self
+            .map
+            .get(&(counter as u32), 0)
+            .map_err(|error| KernelError::Map { map: "COUNTERS", message: super::error::chain(&error) })?;
         Ok(values.to_vec())
     }
 

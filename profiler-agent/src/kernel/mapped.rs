@@ -36,8 +36,10 @@ impl Mapped {
         if index >= self.length_words {
             return None;
         }
-        // SAFETY: `index` is inside the mapping, which is page-aligned and lives as long as `self`.
-        Some(unsafe { self.words.add(index).as_ref() })
+        // SAFETY: `index` is inside the mapping.
+        let word = unsafe { self.words.add(index) };
+        // SAFETY: the mapping is page-aligned, holds plain words and lives as long as `self`.
+        Some(unsafe { word.as_ref() })
     }
 
     /// Reads the word at `index`; 0 beyond the mapping.

@@ -13,15 +13,17 @@ mod programs;
 mod records;
 pub mod sideband;
 mod tables;
+mod wake;
 
 pub use check::{check_frequency, check_support};
 pub use error::KernelError;
-pub use load::{Kernel, LoadOptions, Sampling};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use load::POINTER_AUTH_MASK;
+pub use load::{Kernel, LoadOptions, Sampling};
 pub use programs::{ProgramFigures, verifier_report};
 pub use records::Records;
 pub use tables::{Followed, Tables};
+pub use wake::Wake;
 
 /// The numbers of the online CPUs.
 ///
@@ -29,8 +31,7 @@ pub use tables::{Followed, Tables};
 /// When `/sys/devices/system/cpu/online` can't be read or understood.
 pub fn online_cpus() -> Result<Vec<u32>, KernelError> {
     const PATH: &str = "/sys/devices/system/cpu/online";
-    let text = std::fs::read_to_string(PATH)
-        .map_err(|source| KernelError::Read { path: PATH.to_owned(), source })?;
+    let text = std::fs::read_to_string(PATH).map_err(|source| KernelError::Read { path: PATH.to_owned(), source })?;
     parse_cpu_list(text.trim()).ok_or_else(|| KernelError::Unexpected { path: PATH.to_owned(), found: text })
 }
 

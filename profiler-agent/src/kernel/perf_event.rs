@@ -68,33 +68,39 @@ pub(super) struct PerfEvent {
 impl PerfEvent {
     /// The CPU's software clock, `frequency_hz` times a second of time that is not idle; disabled.
     pub(super) fn cpu_clock(cpu: u32, frequency_hz: u32) -> Result<Self, KernelError> {
-        Self::open(cpu, &Attributes {
-            config: PERF_COUNT_SW_CPU_CLOCK,
-            sample_freq: u64::from(frequency_hz),
-            flags: flag::DISABLED | flag::EXCLUDE_IDLE | flag::FREQ,
-            ..Attributes::default()
-        })
+        Self::open(
+            cpu,
+            &Attributes {
+                config: PERF_COUNT_SW_CPU_CLOCK,
+                sample_freq: u64::from(frequency_hz),
+                flags: flag::DISABLED | flag::EXCLUDE_IDLE | flag::FREQ,
+                ..Attributes::default()
+            },
+        )
     }
 
     /// Counts nothing, but carries the records of executable mappings, exec, fork and exit.
     /// `mmap2` without `mmap` delivers no record of mappings.
     pub(super) fn sideband(cpu: u32) -> Result<Self, KernelError> {
-        Self::open(cpu, &Attributes {
-            config: PERF_COUNT_SW_DUMMY,
-            sample_type: PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_CPU,
-            flags: flag::DISABLED
-                | flag::MMAP
-                | flag::MMAP2
-                | flag::COMM
-                | flag::COMM_EXEC
-                | flag::TASK
-                | flag::WATERMARK
-                | flag::SAMPLE_ID_ALL
-                | flag::USE_CLOCKID,
-            wakeup_watermark: 1,
-            clockid: libc::CLOCK_MONOTONIC,
-            ..Attributes::default()
-        })
+        Self::open(
+            cpu,
+            &Attributes {
+                config: PERF_COUNT_SW_DUMMY,
+                sample_type: PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_CPU,
+                flags: flag::DISABLED
+                    | flag::MMAP
+                    | flag::MMAP2
+                    | flag::COMM
+                    | flag::COMM_EXEC
+                    | flag::TASK
+                    | flag::WATERMARK
+                    | flag::SAMPLE_ID_ALL
+                    | flag::USE_CLOCKID,
+                wakeup_watermark: 1,
+                clockid: libc::CLOCK_MONOTONIC,
+                ..Attributes::default()
+            },
+        )
     }
 
     fn open(cpu: u32, attributes: &Attributes) -> Result<Self, KernelError> {

@@ -23,7 +23,7 @@ impl Records {
     }
 
     /// The next record's words; `None` when nothing waits.
-    pub fn next(&mut self) -> Option<&[u64]> {
+    pub fn take(&mut self) -> Option<&[u64]> {
         let record = self.ring.next()?;
         let (words, _incomplete) = record.as_chunks::<8>();
         self.words.clear();

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use aya::maps::{HashMap, Map, MapData};
 use aya::{Ebpf, Pod};
 use profiler_common::address::Pid;
-use profiler_common::limits::{CHUNK_BYTES, RANGES_PER_CHUNK, ROWS_PER_CHUNK};
+use profiler_common::limits::CHUNK_BYTES;
 use profiler_common::range::{ProcessEntry, Range, table_header};
 use profiler_common::row::Row;
 
@@ -122,8 +122,3 @@ fn map_chunks(ebpf: &mut Ebpf, name: &'static str, count: usize) -> Result<Mappe
     Mapped::new(array.fd().as_fd(), count * CHUNK_BYTES)
         .map_err(|source| KernelError::System { what: "mmap of a BPF array", source })
 }
-
-/// Ranges that fit in the chunk of ranges, headers included.
-pub const RANGE_CAPACITY: usize = RANGES_PER_CHUNK;
-
-const _: () = assert!(ROWS_PER_CHUNK.is_power_of_two());

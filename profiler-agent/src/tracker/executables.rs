@@ -59,6 +59,8 @@ pub(crate) struct Executable {
     pub(crate) file: Option<Arc<OwnedFd>>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) unwinding: Unwinding,
+    /// Rows of its table, whether it is placed or not.
+    pub(crate) row_count: u64,
     /// Since when no process has it mapped.
     pub(crate) idle_since: Option<MonotonicNs>,
     identity: Option<Identity>,
@@ -136,6 +138,7 @@ impl Executables {
             file,
             segments: Vec::new(),
             unwinding: Unwinding::Waiting,
+            row_count: 0,
             idle_since: None,
             identity,
         });

@@ -21,8 +21,8 @@ use self::process::{ALWAYS, CodeMapping, Process, Slot};
 use self::space::Space;
 use crate::clock;
 use crate::counts::Counts;
-use crate::kernel::{Followed, KernelError, Tables};
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
+use crate::kernel::{Followed, KernelError, Tables};
 use crate::proc_fs;
 use crate::worker::{FileError, FileKey};
 use profiler_common::counter::Counter;
@@ -298,6 +298,7 @@ impl Tracker {
         executable.unwinding = unwinding;
         if let Ok(table) = result {
             executable.build_id = hex(table.build_id.as_deref().unwrap_or_default());
+            executable.row_count = table.row_count() as u64;
             executable.segments = table.segments;
         }
         for process in self.processes.values_mut() {
@@ -464,9 +465,19 @@ impl Tracker {
         }
         let used: HashSet<FileKey> = self.processes.values().flat_map(Process::files).collect();
         let mut closed = Vec::new();
+        let mut free_rows = self.rows.free();
         for (key, executable) in self.executables.iter_mut() {
             if used.contains(&key) {
                 executable.idle_since = None;
+                // Twice the room that it needs: no piece of it may cross a chunk.
+                if matches!(executable.unwinding, Unwinding::Evicted)
+                    && let Some(rest) = free_rows.checked_sub(executable.row_count * 2)
+                    && let Some(file) = &executable.file
+                {
+                    free_rows = rest;
+                    executable.unwinding = Unwinding::Waiting;
+                    self.wanted.push(WantedTable { key, file: Arc::clone(file) });
+                }
             } else if over(*executable.idle_since.get_or_insert(now)) && executable.file.is_some() {
                 closed.push(key);
             }
@@ -492,9 +503,7 @@ impl Tracker {
     pub(crate) fn all_ended(&self) -> bool {
         match &self.interest {
             Interest::All => false,
-            Interest::Only { pids, .. } => {
-                pids.iter().all(|pid| !proc_fs::exists(*pid) || proc_fs::is_zombie(*pid))
-            }
+            Interest::Only { pids, .. } => pids.iter().all(|pid| !proc_fs::exists(*pid) || proc_fs::is_zombie(*pid)),
         }
     }
 }

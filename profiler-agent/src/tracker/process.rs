@@ -116,7 +116,13 @@ impl Process {
     }
 
     /// Code is mapped from `since` on, in place of what was there.
-    pub(crate) fn map(&mut self, range: (VirtualAddress, VirtualAddress), file_offset: FileOffset, file: FileKey, since: MonotonicNs) {
+    pub(crate) fn map(
+        &mut self,
+        range: (VirtualAddress, VirtualAddress),
+        file_offset: FileOffset,
+        file: FileKey,
+        since: MonotonicNs,
+    ) {
         let (start, end) = range;
         let new = CodeMapping { start, end, file_offset, file, since, until: NEVER };
         if self.live.iter().any(|known| CodeMapping { since, ..*known } == new) {

@@ -69,9 +69,9 @@ impl Space {
         self.free.insert(start, length);
     }
 
-    /// Entries in quarantine: they will be free soon.
-    pub(crate) fn has_quarantined(&self) -> bool {
-        !self.quarantine.is_empty()
+    /// Free entries in all pieces together.
+    pub(crate) fn free(&self) -> u64 {
+        self.free.values().map(|length| u64::from(*length)).sum()
     }
 }
 
