@@ -18,18 +18,29 @@ pub(crate) fn parse(text: &str) -> Vec<Stack<'_>> {
     text.lines().filter_map(stack).collect()
 }
 
-/// The samples whose stack is exactly: start-up code of the C library, `chain`, kernel frames; and
-/// all samples. Only stacks of `program` count where the root frames name programs.
-pub(crate) fn chain_share(stacks: &[Stack<'_>], program: &str, chain: &[&str]) -> (u64, u64) {
+/// How many samples hold a known chain.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ChainShare {
+    /// Samples whose stack is exactly: start-up code of the C library, the chain, kernel frames.
+    pub(crate) exact: u64,
+    pub(crate) all: u64,
+    /// The other stacks, each with its samples, the most frequent first.
+    pub(crate) others: Vec<String>,
+}
+
+/// Looks for `chain` in the stacks of `program`; in all stacks where root frames name no program.
+pub(crate) fn chain_share(stacks: &[Stack<'_>], program: &str, chain: &[&str]) -> ChainShare {
     let named = |stack: &&Stack<'_>| stack.frames.first().is_some_and(|root| root.starts_with(program));
     let mut own: Vec<_> = stacks.iter().filter(named).collect();
     if own.is_empty() {
         own = stacks.iter().collect();
     }
-    let samples = |stacks: &[&Stack<'_>]| stacks.iter().map(|stack| stack.samples).sum();
-    let all = samples(&own);
-    own.retain(|stack| holds_chain(&stack.frames, program, chain));
-    (samples(&own), all)
+    let all = own.iter().map(|stack| stack.samples).sum();
+    own.retain(|stack| !holds_chain(&stack.frames, program, chain));
+    own.sort_by_key(|stack| std::cmp::Reverse(stack.samples));
+    let other: u64 = own.iter().map(|stack| stack.samples).sum();
+    let others = own.iter().map(|stack| format!("{} {}", stack.frames.join(";"), stack.samples)).collect();
+    ChainShare { exact: all - other, all, others }
 }
 
 fn holds_chain(frames: &[&str], program: &str, chain: &[&str]) -> bool {
@@ -79,14 +90,16 @@ mod tests {
     fn share_of_a_chain() {
         let stacks = parse(TEXT);
         assert_eq!(stacks.len(), 4);
-        assert_eq!(chain_share(&stacks, "prog", &["main", "a", "b"]), (8, 9));
-        assert_eq!(chain_share(&stacks, "absent", &["main"]), (0, 14));
-        assert_eq!(chain_share(&[], "prog", &["main"]), (0, 0));
+        let share = |program, chain: &[&str]| chain_share(&stacks, program, chain);
+        let others = vec!["prog;main;b 1".to_owned()];
+        assert_eq!(share("prog", &["main", "a", "b"]), ChainShare { exact: 8, all: 9, others });
+        assert_eq!((share("absent", &["main"]).exact, share("absent", &["main"]).all), (0, 14));
+        assert_eq!(chain_share(&[], "prog", &["main"]), ChainShare { exact: 0, all: 0, others: Vec::new() });
     }
 
     #[test]
     fn a_chain_is_exact() {
-        let exact = |line: &str| chain_share(&parse(line), "prog", &["main", "a"]).0 == 1;
+        let exact = |line: &str| chain_share(&parse(line), "prog", &["main", "a"]).exact == 1;
         assert!(exact("prog;__libc_start_main_impl;main;a 1"));
         assert!(exact("main;a 1"));
         assert!(!exact("prog;bogus;main;a 1"));

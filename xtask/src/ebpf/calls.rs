@@ -6,11 +6,11 @@ use object::read::elf::ElfFile64;
 use object::{Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionFlags, elf};
 
 /// Bytes of one BPF instruction slot (RFC 9669, section 3).
-const SLOT_BYTES: usize = 8;
+pub(super) const SLOT_BYTES: usize = 8;
 /// `BPF_JMP | BPF_CALL` (RFC 9669, section 4.3).
 const OPCODE_CALL: u8 = 0x85;
 /// `BPF_LD | BPF_IMM | BPF_DW`, which takes two slots (RFC 9669, section 5.4).
-const OPCODE_LOAD_64: u8 = 0x18;
+pub(super) const OPCODE_LOAD_64: u8 = 0x18;
 /// `src_reg` of a call of a BPF function (`BPF_PSEUDO_CALL` in linux/bpf.h).
 const PSEUDO_CALL: u8 = 1;
 

@@ -5,6 +5,7 @@ mod build;
 mod calls;
 mod manifest;
 mod sources;
+pub(crate) mod stack;
 pub(crate) mod toolchain;
 
 use std::fs;

@@ -39,6 +39,9 @@ const CHAIN: [&str; 14] =
 /// At 99 Hz and 4 s, nearly 400; fewer mean that sampling itself is broken.
 const CHAIN_SAMPLES: u64 = 300;
 
+/// Wrong stacks that are shown.
+const SHOWN_STACKS: usize = 5;
+
 /// The cases of `cargo xtask vm`, in order.
 pub(crate) const CASES: &[Case] = &[
     Case {
@@ -105,15 +108,16 @@ fn nothing(_: &str) -> Result<String> {
 }
 
 fn judge_chain(text: &str) -> Result<String> {
-    let (exact, all) = folded::chain_share(&folded::parse(text), "chain12", &CHAIN);
+    let folded::ChainShare { exact, all, others } = folded::chain_share(&folded::parse(text), "chain12", &CHAIN);
+    let others: String = others.iter().take(SHOWN_STACKS).map(|stack| format!("\n    not: {stack}")).collect();
     let measured = format!("{exact} of {all} samples hold the exact chain");
     if all < CHAIN_SAMPLES {
         bail!("{measured}; at least {CHAIN_SAMPLES} samples were expected");
     }
     if (exact as f64) < CHAIN_SHARE * all as f64 {
-        bail!("{measured}; {:.1}% is the least", CHAIN_SHARE * 100.0);
+        bail!("{measured}; {:.1}% is the least{others}", CHAIN_SHARE * 100.0);
     }
-    Ok(measured)
+    Ok(measured + &others)
 }
 
 /// `dd` from /dev/zero lives below `vfs_read` in every kernel; the function that clears memory has
