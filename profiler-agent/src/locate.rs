@@ -4,7 +4,7 @@
 use profiler_common::address::{MonotonicNs, VirtualAddress};
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
 use profiler_common::record::{FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason};
-use profiler_common::step::{Machine, Registers, stop_reason};
+use profiler_common::step::{Machine, NoBarrier, Registers, stop_reason};
 
 use crate::tracker::{Code, TrackedProcess, Tracker, UnwindingState};
 
@@ -149,6 +149,8 @@ struct StackCopy<'a> {
 }
 
 impl Machine for StackCopy<'_> {
+    type Barrier = NoBarrier;
+
     fn read(&mut self, address: u64, words: u64) -> u64 {
         let Some(distance) = address.checked_sub(self.start).filter(|distance| distance % 8 == 0) else { return 1 };
         let range = usize::try_from(distance / 8).ok().zip(usize::try_from(words).ok());

@@ -36,13 +36,27 @@ impl Registers {
     }
 }
 
-/// The memory of the thread that is unwound.
-pub trait Machine {
-    /// A value that the optimizer knows nothing about. The identity outside the kernel.
+/// What keeps the optimizer from turning arithmetic back into branches.
+pub trait Barrier {
+    /// `value`, of which the optimizer then knows nothing.
+    fn opaque(value: u64) -> u64;
+}
+
+/// No barrier: for all but the kernel programs.
+#[derive(Clone, Copy, Debug)]
+pub struct NoBarrier;
+
+impl Barrier for NoBarrier {
     #[inline(always)]
     fn opaque(value: u64) -> u64 {
         value
     }
+}
+
+/// The memory of the thread that is unwound.
+pub trait Machine {
+    /// [`NoBarrier`], except in the kernel programs.
+    type Barrier: Barrier;
 
     /// Reads `words` words (1 to [`MAX_SLOT`]) at `address` into the buffer behind [`Self::word`].
     /// Returns 0, or 1 when they could not be read; the buffer's contents are then of no use.
@@ -90,19 +104,19 @@ fn flag(rule: u64, flag: u8) -> u64 {
 /// `a` when `condition` is 1, `b` when it is 0.
 #[inline(always)]
 fn select<M: Machine>(condition: u64, a: u64, b: u64) -> u64 {
-    b ^ ((a ^ b) & M::opaque(0u64.wrapping_sub(condition)))
+    b ^ ((a ^ b) & M::Barrier::opaque(0u64.wrapping_sub(condition)))
 }
 
 /// 1 when `a < b`, for numbers below 2^63.
 #[inline(always)]
 fn less<M: Machine>(a: u64, b: u64) -> u64 {
-    M::opaque(M::opaque(a.wrapping_sub(b)) >> 63)
+    M::Barrier::opaque(M::Barrier::opaque(a.wrapping_sub(b)) >> 63)
 }
 
 /// 1 when `a` is 0.
 #[inline(always)]
 fn is_zero<M: Machine>(a: u64) -> u64 {
-    1 ^ M::opaque(M::opaque(a | 0u64.wrapping_sub(a)) >> 63)
+    1 ^ M::Barrier::opaque(M::Barrier::opaque(a | 0u64.wrapping_sub(a)) >> 63)
 }
 
 /// The CFA's distance from its base, in bytes.
@@ -149,7 +163,7 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
     let unchanged = is_zero::<M>(slot);
     let unknown = is_zero::<M>(slot ^ 1);
     let signal = flag(rule, SIGNAL);
-    let words = M::opaque(slot | unchanged);
+    let words = M::Barrier::opaque(slot | unchanged);
     failed |= machine.read(cfa.wrapping_sub(words * 8), words);
     failed |= less::<M>(cfa, regs.sp.wrapping_add(1));
     stop |= failed * STOP_UNREADABLE;
@@ -183,7 +197,7 @@ pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M
     let origin = select::<M>(flag(rule, RA_FROM_BASE), base, cfa);
     // A signal frame holds x29, x30, sp and pc in four words that end at the CFA.
     let end = select::<M>(signal, cfa, origin.wrapping_add(slot << 3).wrapping_add(8));
-    let words = M::opaque(1 + fp_saved + signal * 2);
+    let words = M::Barrier::opaque(1 + fp_saved + signal * 2);
     let failed = machine.read(select::<M>(in_lr, regs.sp, end.wrapping_sub(words * 8)), words) & (1 ^ in_lr);
     let sinks = less::<M>(cfa, regs.sp.wrapping_add(1 ^ in_lr));
     stop |= (failed | sinks) * STOP_UNREADABLE;
@@ -223,6 +237,8 @@ mod tests {
     }
 
     impl Machine for Stack {
+        type Barrier = NoBarrier;
+
         fn read(&mut self, address: u64, words: u64) -> u64 {
             assert!((1..=u64::from(MAX_SLOT)).contains(&words));
             let Some(index) = address.checked_sub(STACK).map(|distance| distance / 8) else { return 1 };

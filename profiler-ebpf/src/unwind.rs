@@ -7,15 +7,14 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::programs::PerfEventContext;
 use profiler_common::counter::Counter;
-use profiler_common::limits::{
-    CHUNK_BYTES, FRAMES_PER_PROGRAM, ROWS_PER_CHUNK, SCRATCH_WORDS, SEARCH_STEPS, UNWINDER_RUNS,
-};
+use profiler_common::limits::{CHUNK_BYTES, FRAMES_PER_PROGRAM, ROWS_PER_CHUNK, SCRATCH_WORDS, UNWINDER_RUNS};
 use profiler_common::record::{FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, HEADER_WORDS, StopReason};
 use profiler_common::row::{BY_FRAME_POINTER, Row, UNSUPPORTED};
+use profiler_common::search::{Extent, at_most, last_at_most};
 use profiler_common::step::{Machine, Registers, stop_reason};
 
 use crate::arch;
-use crate::barrier::opaque;
+use crate::barrier::{Asm, opaque};
 use crate::finish::finish;
 use crate::maps::{Chunk, PROGRAMS, RANGES, ROWS, SCRATCH, WALK, count};
 
@@ -26,10 +25,7 @@ struct UserMemory {
 }
 
 impl Machine for UserMemory {
-    #[inline(always)]
-    fn opaque(value: u64) -> u64 {
-        opaque(value)
-    }
+    type Barrier = Asm;
 
     #[inline(always)]
     fn read(&mut self, address: u64, words: u64) -> u64 {
@@ -55,29 +51,6 @@ pub(crate) fn chunk_word(chunk: *const Chunk, index: u64) -> u64 {
     unsafe { chunk.cast::<u64>().add(index as usize).read_volatile() }
 }
 
-/// All ones when `value <= wanted`, else 0; both below 2^63.
-#[inline(always)]
-fn at_most(value: u64, wanted: u64) -> u64 {
-    let sign = opaque(wanted.wrapping_sub(value)) as i64 >> 63;
-    !opaque(sign as u64)
-}
-
-/// `profiler_common::search::last_at_most`, without a branch.
-#[inline(always)]
-fn search(extent: u64, wanted: u64, value: impl Fn(u64) -> u64) -> u64 {
-    let first = 1u64 << (extent >> 24 & 31);
-    let last_half = (extent & 0x00ff_ffff).wrapping_sub(first);
-    let mut low = last_half & at_most(value(last_half), wanted);
-    let mut step = first >> 1;
-    let mut left = opaque(SEARCH_STEPS as u64 - 1);
-    while left != 0 {
-        low += step & at_most(value(low + step), wanted);
-        step >>= 1;
-        left -= 1;
-    }
-    low
-}
-
 /// Walks on from where the CPU's walk stands, and finishes the sample or calls itself.
 #[inline(always)]
 pub(crate) fn run(ctx: &PerfEventContext) {
@@ -91,7 +64,7 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     let mut registers = walk.registers;
     let mut how = walk.how;
     let first_range = u64::from(walk.process.first_range);
-    let extent = u64::from(walk.process.extent.0);
+    let extent = walk.process.extent;
     let base = HEADER_WORDS as u64 + walk.kernel_frames;
     let mut frames = walk.user_frames;
     let mut stop = 0;
@@ -102,13 +75,13 @@ pub(crate) fn run(ctx: &PerfEventContext) {
         frames += 1;
 
         let pc = registers.lookup_pc() & (u64::MAX >> 1);
-        let found = search(extent, pc, |index| chunk_word(ranges, (first_range + index) * 4));
+        let found = last_at_most::<Asm>(extent, pc, |index| chunk_word(ranges, (first_range + index) * 4));
         let range = (first_range + found) * 4;
         let start = chunk_word(ranges, range);
         let end = chunk_word(ranges, range + 1);
         let bias = chunk_word(ranges, range + 2);
         let place = chunk_word(ranges, range + 3);
-        outside = 1 & !(at_most(start, pc) & !at_most(end, pc));
+        outside = 1 & !(at_most::<Asm>(start, pc) & !at_most::<Asm>(end, pc));
 
         let first_row = place & 0xffff_ffff;
         let Some(rows) = ROWS.get_ptr((first_row / ROWS_PER_CHUNK as u64) as u32) else {
@@ -117,7 +90,7 @@ pub(crate) fn run(ctx: &PerfEventContext) {
             break;
         };
         let key = Row::search_key(pc.wrapping_sub(bias));
-        let row = search(place >> 32, key, |index| chunk_word(rows, first_row + index));
+        let row = last_at_most::<Asm>(Extent((place >> 32) as u32), key, |index| chunk_word(rows, first_row + index));
         let rule = chunk_word(rows, first_row + row) & 0xffff_ffff;
         // Outside every range the row is of no use: it becomes one that stops.
         let rule = rule | opaque(outside) << (24 + UNSUPPORTED.trailing_zeros());

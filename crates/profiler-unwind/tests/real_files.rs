@@ -35,6 +35,8 @@ struct MadeUp {
 }
 
 impl Machine for MadeUp {
+    type Barrier = profiler_common::step::NoBarrier;
+
     fn read(&mut self, address: u64, words: u64) -> u64 {
         self.read = (0..words).map(|word| memory(address.wrapping_add(word * 8))).collect();
         0

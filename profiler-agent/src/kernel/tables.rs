@@ -47,8 +47,8 @@ impl Tables {
 
     /// The row at `index`, as the kernel sees it.
     #[must_use]
-    pub fn row(&self, index: u32) -> Row {
-        Row(self.rows.load(index as usize))
+    pub fn row(&self, index: u64) -> Row {
+        Row(usize::try_from(index).map_or(0, |index| self.rows.load(index)))
     }
 
     /// Writes the range table of a process from `first_range - 1` (its header) on. The slot must be

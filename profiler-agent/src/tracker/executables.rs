@@ -11,6 +11,7 @@ use std::sync::Arc;
 use profiler_common::address::{Bias, FileOffset, MonotonicNs, Pid, Svma, VirtualAddress};
 use profiler_common::row::{Row, Rule};
 use profiler_common::search::{Extent, last_at_most};
+use profiler_common::step::NoBarrier;
 use profiler_unwind::{Segment, bias_of_mapping};
 
 use crate::kernel::Tables;
@@ -80,8 +81,8 @@ impl Executable {
         let Unwinding::Placed(parts) = &self.unwinding else { return None };
         let part = parts.get(parts.partition_point(|part| part.end <= address))?;
         let offset = address.0.checked_sub(part.start.0)?;
-        let row = |index| tables.row(part.first_row + index);
-        let found = last_at_most(part.extent, Row::search_key(offset), |index| row(index).0);
+        let row = |index| tables.row(u64::from(part.first_row) + index);
+        let found = last_at_most::<NoBarrier>(part.extent, Row::search_key(offset), |index| row(index).0);
         Some(row(found).rule())
     }
 }
