@@ -1,5 +1,6 @@
 //! Prints what the unwind tables of ELF files come to: rows, bytes, time, and what can't be
 //! expressed. `cargo run --release -p profiler-unwind --example rows -- FILE...`
+#![forbid(unsafe_code)]
 
 use profiler_common::address::FileOffset;
 use profiler_common::row::Rule;

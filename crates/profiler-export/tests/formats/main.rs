@@ -1,4 +1,5 @@
 //! Tests of all formats, on profiles built by hand and generated ones.
+#![forbid(unsafe_code)]
 
 mod common;
 mod golden;
