@@ -1,6 +1,5 @@
 //! Merging against a plain map from rendered samples to counts.
 #![forbid(unsafe_code)]
-
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;

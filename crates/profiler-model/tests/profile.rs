@@ -1,6 +1,5 @@
 //! Interning, late symbols, figures and merging, on profiles made by hand.
 #![forbid(unsafe_code)]
-
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::num::NonZeroU32;

@@ -1,6 +1,5 @@
 //! Damaged files: never a panic, never a table that breaks its promises.
 #![forbid(unsafe_code)]
-
 #![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
 
 #[expect(dead_code, reason = "shared with the tests of golden rows, which use more of it")]

@@ -1,7 +1,6 @@
 //! The table of real files against gimli's own evaluation of their CFI: at sampled addresses both
 //! unwind the same made-up frame and must find the same caller.
 #![forbid(unsafe_code)]
-
 #![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
 
 use gimli::{

@@ -1,6 +1,5 @@
 //! Golden rows of hand-made call frame information, one test for each kind of row.
 #![forbid(unsafe_code)]
-
 #![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
 
 mod synthetic_elf;
