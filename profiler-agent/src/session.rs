@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use profiler_common::address::Pid;
+use profiler_common::address::{MonotonicNs, Pid};
 use profiler_common::counter::{Counter, CounterKind};
 use profiler_model::{About, Profile, Quality};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -31,6 +31,9 @@ use crate::{clock, proc_fs};
 
 /// How often samples are fetched and symbols asked for. Sooner when the kernel says that much waits.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How often what is no longer needed is given back.
+const TIDY_NS: u64 = 1_000_000_000;
 
 /// How long sideband records may gather before they are read: one exec makes dozens.
 const REST: Duration = Duration::from_millis(10);
@@ -69,6 +72,7 @@ pub(crate) struct Session {
     wake: Wake,
     sampling: Sampling,
     busy: BusyTime,
+    tidied: MonotonicNs,
     frequency_hz: u32,
 }
 
@@ -97,6 +101,7 @@ impl Session {
             wake,
             sampling,
             busy: BusyTime::start(),
+            tidied: MonotonicNs(0),
             frequency_hz: options.frequency_hz,
         })
     }
@@ -161,7 +166,10 @@ impl Session {
         let now = clock::monotonic();
         self.drain();
         self.settle();
-        self.tracker.tidy(now);
+        if now.0.saturating_sub(self.tidied.0) >= TIDY_NS {
+            self.tidied = now;
+            self.tracker.tidy(now);
+        }
         symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker, &mut self.counts);
     }
 

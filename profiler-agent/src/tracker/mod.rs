@@ -375,8 +375,8 @@ impl Tracker {
 
     /// Writes the ranges of every process that changed.
     pub(crate) fn publish(&mut self) {
-        let dirty: Vec<Pid> =
-            self.processes.values().filter(|process| process.dirty).map(|process| process.pid).collect();
+        let to_publish = |process: &&Process| process.dirty && process.ended.is_none();
+        let dirty: Vec<Pid> = self.processes.values().filter(to_publish).map(|process| process.pid).collect();
         for pid in dirty {
             self.publish_process(pid);
         }
