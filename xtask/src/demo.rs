@@ -55,7 +55,7 @@ fn print_hottest(text: &str) -> Result<()> {
     let percent = |part: u64| 100.0 * part as f64 / samples as f64;
     println!("\nThe hottest functions, of {samples} samples:\n   self   total  function");
     for hot in folded::hottest(&stacks).iter().take(SHOWN) {
-        println!("{:6.1}% {:6.1}%  {}", percent(hot.own), percent(hot.total), hot.function);
+        println!("{:6.1}% {:6.1}%  {:.80}", percent(hot.own), percent(hot.total), hot.function);
     }
     Ok(())
 }

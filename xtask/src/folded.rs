@@ -23,7 +23,10 @@ pub(crate) fn parse(text: &str) -> Vec<Stack<'_>> {
 pub(crate) struct ChainShare {
     /// Samples whose stack is exactly: start-up code of the C library, the chain, kernel frames.
     pub(crate) exact: u64,
+    /// Those that should: all but `start_up`.
     pub(crate) all: u64,
+    /// Samples from `_start` on without a function of the chain: before `main` and after it.
+    pub(crate) start_up: u64,
     /// The other stacks, each with its samples, the most frequent first.
     pub(crate) others: Vec<String>,
 }
@@ -35,12 +38,18 @@ pub(crate) fn chain_share(stacks: &[Stack<'_>], program: &str, chain: &[&str]) -
     if own.is_empty() {
         own = stacks.iter().collect();
     }
-    let all = own.iter().map(|stack| stack.samples).sum();
+    let samples = |stacks: &[&Stack<'_>]| -> u64 { stacks.iter().map(|stack| stack.samples).sum() };
+    let recorded = samples(&own);
+    own.retain(|stack| !is_start_up(&stack.frames, chain));
+    let all = samples(&own);
     own.retain(|stack| !holds_chain(&stack.frames, program, chain));
     own.sort_by_key(|stack| std::cmp::Reverse(stack.samples));
-    let other: u64 = own.iter().map(|stack| stack.samples).sum();
     let others = own.iter().map(|stack| format!("{} {}", stack.frames.join(";"), stack.samples)).collect();
-    ChainShare { exact: all - other, all, others }
+    ChainShare { exact: all - samples(&own), all, start_up: recorded - all, others }
+}
+
+fn is_start_up(frames: &[&str], chain: &[&str]) -> bool {
+    frames.contains(&"_start") && !frames.iter().any(|frame| chain.contains(frame))
 }
 
 fn holds_chain(frames: &[&str], program: &str, chain: &[&str]) -> bool {
@@ -62,14 +71,19 @@ pub(crate) struct Hot<'a> {
     pub(crate) total: u64,
 }
 
-/// All functions, those with the most samples of their own first.
+/// Ends the name of a function that was inlined into the frame before it.
+const INLINED: &str = "_[i]";
+
+/// All functions, those with the most samples of their own first. What was inlined counts for the
+/// function that it was inlined into.
 pub(crate) fn hottest<'a>(stacks: &[Stack<'a>]) -> Vec<Hot<'a>> {
     let mut functions: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for stack in stacks {
-        for function in stack.frames.iter().copied().collect::<BTreeSet<_>>() {
+        let frames = || stack.frames.iter().copied().filter(|frame| !frame.ends_with(INLINED));
+        for function in frames().collect::<BTreeSet<_>>() {
             functions.entry(function).or_default().1 += stack.samples;
         }
-        if let Some(leaf) = stack.frames.last() {
+        if let Some(leaf) = frames().next_back() {
             functions.entry(leaf).or_default().0 += stack.samples;
         }
     }
@@ -92,9 +106,19 @@ mod tests {
         assert_eq!(stacks.len(), 4);
         let share = |program, chain: &[&str]| chain_share(&stacks, program, chain);
         let others = vec!["prog;main;b 1".to_owned()];
-        assert_eq!(share("prog", &["main", "a", "b"]), ChainShare { exact: 8, all: 9, others });
+        assert_eq!(share("prog", &["main", "a", "b"]), ChainShare { exact: 8, all: 9, start_up: 0, others });
         assert_eq!((share("absent", &["main"]).exact, share("absent", &["main"]).all), (0, 14));
-        assert_eq!(chain_share(&[], "prog", &["main"]), ChainShare { exact: 0, all: 0, others: Vec::new() });
+        assert_eq!(
+            chain_share(&[], "prog", &["main"]),
+            ChainShare { exact: 0, all: 0, start_up: 0, others: Vec::new() }
+        );
+    }
+
+    #[test]
+    fn start_up_code_is_told_apart() {
+        let stacks = parse("prog;_start;__libc_start_main_impl;mmap 2\nprog;[incomplete];mmap 1\nprog;_start;a 1\n");
+        let share = chain_share(&stacks, "prog", &["main", "a"]);
+        assert_eq!((share.exact, share.all, share.start_up, share.others.len()), (0, 2, 2, 2));
     }
 
     #[test]
@@ -110,7 +134,7 @@ mod tests {
 
     #[test]
     fn hottest_functions() {
-        let stacks = parse("m;a;a 3\nm;b 5\nm 1\n");
+        let stacks = parse("m;a;a 3\nm;b;fold_[i] 5\nm 1\n");
         let hot = hottest(&stacks);
         assert_eq!(hot[0], Hot { function: "b", own: 5, total: 5 });
         assert_eq!(hot[1], Hot { function: "a", own: 3, total: 3 });
