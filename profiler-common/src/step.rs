@@ -128,16 +128,13 @@ fn cfa_offset(rule: u64) -> u64 {
 
 /// What is common to all architectures: where the rule says to stop, before anything is read.
 ///
-/// A frame-pointer step needs a frame pointer at or above sp; 0 marks the outermost frame (System V
-/// ABI, x86-64 supplement 3.4.1; AAPCS64 6.4.6).
+/// A frame-pointer step needs a frame pointer at or above sp. A frame pointer of 0 is the mark of the
+/// outermost frame by the ABIs, but proves nothing in code that does not keep frame pointers.
 #[inline(always)]
 fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
     let guess = flag(rule, BY_FRAME_POINTER);
-    let outermost = is_zero::<M>(regs.fp) & guess;
     let sinks = guess & less::<M>(regs.fp, regs.sp);
-    ((flag(rule, END) | outermost) * STOP_END)
-        | (flag(rule, UNSUPPORTED) * STOP_UNSUPPORTED)
-        | (sinks * STOP_NO_FRAME_POINTER)
+    (flag(rule, END) * STOP_END) | (flag(rule, UNSUPPORTED) * STOP_UNSUPPORTED) | (sinks * STOP_NO_FRAME_POINTER)
 }
 
 /// One step on x86_64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not 0.
@@ -298,7 +295,7 @@ mod tests {
         let caller = x86(rule, at(STACK, STACK + 32), &[(STACK + 32, STACK + 64), (STACK + 40, 0x4000)]).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 48, fp: STACK + 64, lr: 0, exact: 0 });
         assert_eq!(x86(rule, at(STACK + 40, STACK + 32), &[]), Err(StopReason::NoFramePointer));
-        assert_eq!(x86(rule, at(STACK, 0), &[]), Err(StopReason::Complete), "0 marks the outermost frame");
+        assert_eq!(x86(rule, at(STACK, 0), &[]), Err(StopReason::NoFramePointer), "0 proves nothing");
         assert_eq!(x86(rule, at(STACK, STACK + 8000), &[]), Err(StopReason::UnreadableStack));
     }
 
@@ -363,7 +360,7 @@ mod tests {
         let rule = Rule::AARCH64_FRAME_POINTER;
         let caller = arm(rule, at(STACK, STACK + 32), &[(STACK + 32, STACK + 64), (STACK + 40, 0x4000)]).unwrap();
         assert_eq!((caller.pc, caller.sp, caller.fp), (0x4000, STACK + 48, STACK + 64));
-        assert_eq!(arm(rule, at(STACK, 0), &[]), Err(StopReason::Complete));
+        assert_eq!(arm(rule, at(STACK, 0), &[]), Err(StopReason::NoFramePointer));
         // The four words end at sp + 576; the test stack has 512 bytes, so sp lies below it.
         let values = [(STACK + 32, 0xb), (STACK + 40, 0x3333), (STACK + 48, 0x9000), (STACK + 56, 0x4444)];
         let caller = arm(Rule::AARCH64_SIGNAL, at(STACK + 64 - 576, 9), &values).unwrap();

@@ -54,6 +54,8 @@ pub(crate) struct Elf {
     pub(crate) debug_frame: Option<Section>,
     /// `.plt`, `.plt.got`, `.plt.sec`, ...: sorted by address.
     pub(crate) plts: Vec<Section>,
+    /// Where a program begins (`e_entry`); 0 when it is none.
+    pub(crate) entry: Svma,
     /// The address of `.text`, which pointers in CFI may be relative to; 0 when it is not known.
     pub(crate) text: Svma,
     /// Section headers or names are stated, but can't be read.
@@ -75,6 +77,7 @@ impl Elf {
             eh_frame: None,
             debug_frame: None,
             plts: Vec::new(),
+            entry: header.entry,
             text: Svma(0),
             sections_unreadable: false,
         };
@@ -146,6 +149,7 @@ impl Elf {
 
 struct Header {
     arch: Arch,
+    entry: Svma,
     program_headers_at: FileOffset,
     program_headers: u16,
     section_headers_at: FileOffset,
@@ -174,6 +178,7 @@ impl Header {
         let sections_known = usize::from(u16_at(bytes, 58)?) == SECTION_HEADER_BYTES;
         let header = Self {
             arch,
+            entry: Svma(u64_at(bytes, 24)?),
             program_headers_at: FileOffset(u64_at(bytes, 32)?),
             program_headers: u16_at(bytes, 56)?,
             section_headers_at: FileOffset(u64_at(bytes, 40)?),

@@ -16,6 +16,9 @@ use profiler_common::row::{Row, Rule};
 /// Code is aligned to this many bytes. A shorter hole up to such an address is padding.
 const CODE_ALIGNMENT: u64 = 16;
 
+/// Bytes from the entry point on that belong to it, where no CFI says so: musl's `_start` has 22.
+const ENTRY_BYTES: u64 = 32;
+
 /// How to unwind the addresses `[start, end)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
@@ -247,27 +250,40 @@ impl<F: ReadAt> Builder<'_, F> {
         self.cover_unknown(until)
     }
 
-    /// Covers up to `until`, code of which nothing is known, by the frame pointer.
+    /// Covers up to `until`, code of which nothing is known, by the frame pointer; but where a
+    /// program begins is the end of its stacks.
     fn cover_unknown(&mut self, until: u64) -> Result<(), BuildError> {
-        let start = self.tiles.covered_to();
-        if until <= start {
-            return Ok(());
+        let entry = self.elf.entry.0;
+        if entry != 0 && (self.tiles.covered_to()..until).contains(&entry) {
+            self.cover_nameless(entry)?;
+            self.tiles.cover(entry.saturating_add(ENTRY_BYTES).min(until), Rule::END)?;
         }
+        self.cover_nameless(until)
+    }
+
+    fn cover_nameless(&mut self, until: u64) -> Result<(), BuildError> {
         let by_frame_pointer = match self.elf.arch {
             Arch::X86_64 => Rule::X86_64_FRAME_POINTER,
             Arch::Aarch64 => Rule::AARCH64_FRAME_POINTER,
         };
-        if let Some((offset, left)) = self.elf.in_file(Svma(start)) {
+        let mut start = self.tiles.covered_to();
+        while start < until
+            && let Some((offset, left)) = self.elf.in_file(Svma(start))
+        {
             let length = left.min(until - start).min(self.search_left_bytes);
-            let cost = length.max(trampoline::SEARCH_MIN_BYTES);
-            self.search_left_bytes = self.search_left_bytes.saturating_sub(cost);
-            if let Some((from, to, rule)) = trampoline::find(self.file, self.elf.arch, offset, length)? {
-                // The handler returns to the trampoline's first byte, and the address looked up for
-                // a return address is the one before.
-                self.tiles.cover((start + from).saturating_sub(1), by_frame_pointer)?;
-                self.tiles.cover(start + to, rule)?;
-            }
+            let found = trampoline::find(self.file, self.elf.arch, offset, length)?;
+            let searched = found.map_or(length, |(_from, to, _rule)| to).max(trampoline::SEARCH_MIN_BYTES);
+            self.search_left_bytes = self.search_left_bytes.saturating_sub(searched);
+            let Some((from, to, rule)) = found else { break };
+            // What is called returns to the first byte, and the address looked up for a return
+            // address is the one before.
+            self.tiles.cover((start + from).saturating_sub(1), by_frame_pointer)?;
+            self.tiles.cover(start + to, rule)?;
+            start += to;
         }
-        self.tiles.cover(until, by_frame_pointer)
+        if start < until {
+            self.tiles.cover(until, by_frame_pointer)?;
+        }
+        Ok(())
     }
 }

@@ -294,6 +294,17 @@ fn signal_trampolines_without_cfi_are_known_by_their_code() {
 }
 
 #[test]
+fn the_beginnings_of_programs_and_threads_end_stacks() {
+    let mut file = ElfFile::new(X86_64, 128);
+    file.code[64..72].copy_from_slice(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05]);
+    let thread = [(63, Rule::END), (72, GUESS)];
+    assert_eq!(rows(&table(&file)), [&[(0, GUESS)], &thread[..]].concat());
+    file.entry = CODE + 16;
+    let expected = [&[(0, GUESS), (16, Rule::END), (48, GUESS)], &thread[..]].concat();
+    assert_eq!(rows(&table(&file)), expected);
+}
+
+#[test]
 fn holes_are_unwound_by_the_frame_pointer_and_padding_goes_on() {
     let frame = [op::DEF_CFA_OFFSET, 32];
     let cfi = Cfi::eh_frame().cie("", 16, X86_64_INITIAL).fde(16, 20, &frame).fde(48, 16, &[]).fde(80, 10, &frame);
