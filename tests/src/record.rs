@@ -1,0 +1,196 @@
+//! Running `spanflame record`.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::Profile;
+use crate::system::{catches, wait_for};
+
+/// The longest that a recording may take, beside whatever else runs here.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// A recording to be set up. It writes all its outputs to a folder of its own.
+#[derive(Debug)]
+pub struct Record {
+    command: Command,
+    folder: TempDir,
+}
+
+impl Record {
+    pub(crate) fn new(program: &Path, arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = Command::new(program);
+        command.args(["record", "--json"]).args(arguments);
+        for output in [folded(&folder), pprof(&folder)] {
+            command.arg("-o").arg(output);
+        }
+        Self { command, folder }
+    }
+
+    /// Adds one argument or two.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    /// Attaches to a process.
+    #[must_use]
+    pub fn pid(self, pid: u32) -> Self {
+        self.args(["-p", &pid.to_string()])
+    }
+
+    /// Starts it.
+    #[must_use]
+    pub fn start(self) -> Running {
+        Running { child: Process::start(self.command), folder: self.folder }
+    }
+
+    /// Runs a command under it.
+    #[must_use]
+    pub fn of<S: AsRef<OsStr>>(self, program: &Path, arguments: &[S]) -> Running {
+        self.args(["--"]).args([program]).args(arguments).start()
+    }
+}
+
+/// A recording that goes on.
+#[derive(Debug)]
+pub struct Running {
+    child: Process,
+    folder: TempDir,
+}
+
+impl Running {
+    /// The profiler's pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
+    /// Waits until it samples: from then on it handles an interrupt.
+    ///
+    /// # Panics
+    /// When it ends before.
+    pub fn wait_until_sampling(&self) {
+        wait_for("the recording to begin", || catches(self.pid(), Signal::INT));
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child.0);
+        kill_process(pid, signal).expect("sending a signal to the profiler");
+    }
+
+    /// Waits for its end, whatever that is.
+    #[must_use]
+    pub fn end(self) -> Ended {
+        let Self { child, folder } = self;
+        let (status, stdout, stderr) = child.end();
+        Ended { status, stdout, stderr, folder }
+    }
+
+    /// Waits for its end and reads the profile.
+    ///
+    /// # Panics
+    /// When it ends with another code than 0, or the profile breaks a rule that holds for all.
+    #[must_use]
+    pub fn profile(self) -> Profile {
+        let ended = self.end();
+        assert!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+        ended.profile()
+    }
+}
+
+/// A recording that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// What it and its command printed.
+    pub stdout: String,
+    /// What it and its command complained about.
+    pub stderr: String,
+    folder: TempDir,
+}
+
+impl Ended {
+    /// The profile that it wrote.
+    ///
+    /// # Panics
+    /// When it wrote none, or one that breaks a rule that holds for all.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        let start = self.stdout.find("{\"samples\":").unwrap_or_else(|| panic!("no JSON: {self:?}"));
+        let mut values = serde_json::Deserializer::from_str(&self.stdout[start..]).into_iter();
+        let json = values.next().expect("a value").expect("JSON on stdout");
+        let folded = fs::read_to_string(folded(&self.folder)).expect("reading the folded stacks");
+        let pprof = fs::read(pprof(&self.folder)).expect("reading the pprof");
+        println!("{}", self.stderr.trim_end());
+        Profile::new(&folded, &pprof, json)
+    }
+
+    /// The files that it left.
+    #[must_use]
+    pub fn files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.folder).expect("listing the outputs");
+        entries.map(|entry| entry.expect("an entry").path()).collect()
+    }
+}
+
+fn folded(folder: &TempDir) -> PathBuf {
+    folder.path().join("profile.folded")
+}
+
+fn pprof(folder: &TempDir) -> PathBuf {
+    folder.path().join("profile.pb.gz")
+}
+
+/// A process whose output is read; killed when the test gives up on it.
+#[derive(Debug)]
+struct Process(Child, Vec<JoinHandle<String>>);
+
+impl Process {
+    fn start(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let stdout = read_all(child.stdout.take().expect("piped"));
+        let stderr = read_all(child.stderr.take().expect("piped"));
+        Self(child, vec![stdout, stderr])
+    }
+
+    fn end(mut self) -> (ExitStatus, String, String) {
+        let mut status = None;
+        crate::system::wait_at_most(LIMIT, "the profiler to end", || {
+            status = self.0.try_wait().expect("waiting for the profiler");
+            status.is_some()
+        });
+        let mut texts = self.1.drain(..).map(|text| text.join().expect("reading what the profiler prints"));
+        let (stdout, stderr) = (texts.next().unwrap_or_default(), texts.next().unwrap_or_default());
+        drop(texts);
+        (status.expect("it has ended"), stdout, stderr)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            let _gone = self.0.kill();
+            let _reaped = self.0.wait();
+        }
+    }
+}
+
+fn read_all(mut pipe: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _closed = pipe.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}

@@ -1,0 +1,121 @@
+//! Folded stacks, and whether one is the expected chain.
+
+/// In a chain: a frame of the C library that calls code of the program (at the start of the process
+/// or of a thread, and around a signal handler). Its name depends on the library's version and on
+/// whether its debug file is installed.
+pub const LIBC: &str = "<libc>";
+
+/// In a chain: any number of frames.
+pub const ANY: &str = "<any frames>";
+
+/// In a chain: the C library's `read`.
+pub const READ: &str = "<libc read>";
+
+/// A line of a folded file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stack {
+    /// The process's name.
+    pub process: String,
+    /// Why callers are missing, if they are.
+    pub incomplete: Option<String>,
+    /// The user frames, the outermost first; inlined ones end in `_[i]`.
+    pub user: Vec<String>,
+    /// The kernel frames below them; they end in `_[k]`.
+    pub kernel: Vec<String>,
+    /// How many samples.
+    pub samples: u64,
+}
+
+impl Stack {
+    /// Whether a user frame has this name.
+    #[must_use]
+    pub fn holds(&self, name: &str) -> bool {
+        self.user.iter().any(|frame| frame == name)
+    }
+
+    /// Whether nothing is missing and the user frames are exactly this chain, from the root on.
+    #[must_use]
+    pub fn is(&self, chain: &[&str]) -> bool {
+        self.incomplete.is_none() && matches(&self.user, chain)
+    }
+}
+
+/// The stacks of a folded file.
+///
+/// # Panics
+/// When a line is not a stack and a number, or a user frame is below a kernel frame.
+#[must_use]
+pub fn parse(text: &str) -> Vec<Stack> {
+    text.lines().map(|line| stack(line).unwrap_or_else(|| panic!("not a folded stack: {line:?}"))).collect()
+}
+
+fn stack(line: &str) -> Option<Stack> {
+    let (frames, samples) = line.rsplit_once(' ')?;
+    let mut frames = frames.split(';').map(str::to_owned).peekable();
+    let process = frames.next()?;
+    let reason = |frame: &String| Some(frame.strip_prefix("[incomplete: ")?.strip_suffix(']')?.to_owned());
+    let incomplete = frames.peek().and_then(reason);
+    if incomplete.is_some() {
+        frames.next();
+    }
+    let (kernel, user): (Vec<_>, Vec<_>) = frames.clone().partition(|frame| frame.ends_with("_[k]"));
+    let in_order = user.iter().chain(&kernel).eq(frames.collect::<Vec<_>>().iter());
+    in_order.then_some(Stack { process, incomplete, user, kernel, samples: samples.parse().ok()? })
+}
+
+/// Whether frames are a chain, both from the root on. [`LIBC`] and [`READ`] stand for one frame,
+/// [`ANY`] for any number.
+#[must_use]
+pub fn matches(frames: &[String], chain: &[&str]) -> bool {
+    let Some((wanted, chain)) = chain.split_first() else { return frames.is_empty() };
+    if *wanted == ANY {
+        return (0..=frames.len()).any(|skipped| matches(&frames[skipped..], chain));
+    }
+    frames.split_first().is_some_and(|(frame, frames)| stands_for(wanted, frame) && matches(frames, chain))
+}
+
+fn stands_for(wanted: &str, frame: &str) -> bool {
+    match wanted {
+        LIBC => ["__libc_start", "libc.so.6+0x", "__clone", "clone", "start_thread"]
+            .iter()
+            .any(|name| frame.starts_with(name)),
+        READ => ["read", "__read", "__libc_read", "__GI___libc_read", "__GI___read"].contains(&frame),
+        name => frame == name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines() {
+        let text = "a b;[incomplete: no_table];f(int, char);g_[i];k_[k] 12\nx 1\n";
+        let stacks = parse(text);
+        assert_eq!((stacks[0].process.as_str(), stacks[0].samples), ("a b", 12));
+        assert_eq!(stacks[0].incomplete.as_deref(), Some("no_table"));
+        assert_eq!(
+            (stacks[0].user.join(";"), stacks[0].kernel.join(";")),
+            ("f(int, char);g_[i]".into(), "k_[k]".into())
+        );
+        assert!(stacks[1].user.is_empty() && stacks[1].incomplete.is_none());
+        for bad in ["no number", "p;k_[k];user 3", "p;f x1"] {
+            assert!(stack(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn chains_are_exact() {
+        let is = |line: &str, chain: &[&str]| parse(line)[0].is(chain);
+        let chain = ["_start", LIBC, "main", "a"];
+        assert!(is("p;_start;__libc_start_main_impl;main;a 1", &chain));
+        assert!(is("p;_start;libc.so.6+0x27249;main;a;read_[k] 1", &chain));
+        assert!(!is("p;[incomplete: no_table];_start;__libc_start_main_impl;main;a 1", &chain));
+        for wrong in ["_start;main;a", "_start;__libc_start_main;main", "_start;__libc_start_main;main;a;a"] {
+            assert!(!is(&format!("p;{wrong} 1"), &chain), "{wrong}");
+        }
+        assert!(is("p;_start;x;y;main 1", &["_start", ANY, "main"]));
+        assert!(is("p;_start;main 1", &["_start", ANY, "main"]));
+        assert!(!is("p;_start;x;y 1", &["_start", ANY, "main"]));
+    }
+}

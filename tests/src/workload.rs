@@ -1,0 +1,126 @@
+//! The programs with known call chains, and how they are built.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::lab::{as_user, root};
+
+/// What makes a program of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compiler {
+    /// gcc.
+    C,
+    /// g++.
+    Cxx,
+    /// rustc with its default linker.
+    Rust,
+}
+
+/// A program or a library.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload {
+    /// The name of the file that is built.
+    pub name: &'static str,
+    /// The source, in `tests/workloads`.
+    pub source: &'static str,
+    /// What compiles it.
+    pub compiler: Compiler,
+    /// Its options, after those of [`Compiler`].
+    pub flags: &'static [&'static str],
+    /// Libraries of this list that it is linked with.
+    pub libraries: &'static [&'static str],
+}
+
+const fn c(name: &'static str, source: &'static str, flags: &'static [&'static str]) -> Workload {
+    Workload { name, source, compiler: Compiler::C, flags, libraries: &[] }
+}
+
+const fn through(name: &'static str, flags: &'static [&'static str], libraries: &'static [&'static str]) -> Workload {
+    Workload { name, source: "through_bare.c", compiler: Compiler::C, flags, libraries }
+}
+
+const fn rust(name: &'static str, source: &'static str, flags: &'static [&'static str]) -> Workload {
+    Workload { name, source, compiler: Compiler::Rust, flags, libraries: &[] }
+}
+
+const NO_TABLES: &str = "-fno-asynchronous-unwind-tables";
+const FRAME_POINTERS: &str = "-fno-omit-frame-pointer";
+/// All workloads. A name is a command's name too: 15 characters at most.
+pub const WORKLOADS: &[Workload] = &[
+    c("chain12", "chain12.c", &[]),
+    c("chain12-no-pie", "chain12.c", &["-no-pie", "-fno-pie"]),
+    c("chain12-static", "chain12.c", &["-static"]),
+    c("chain12-st-pie", "chain12.c", &["-static-pie", "-fpie"]),
+    c("read", "read.c", &[]),
+    Workload { name: "shop", source: "shop.cpp", compiler: Compiler::Cxx, flags: &[], libraries: &[] },
+    rust("cart", "cart.rs", &[]),
+    rust("cart-abort", "cart.rs", &["-Cpanic=abort"]),
+    c("threads", "threads.c", &["-pthread"]),
+    c("libplugin.so", "plugin.c", &["-shared", "-fpic"]),
+    c("host", "host.c", &[]),
+    c("become", "become.c", &[]),
+    c("family", "family.c", &[]),
+    c("inlined", "inlined.c", &["-g"]),
+    c("frames", "frames.c", &[]),
+    c("handler", "handler.c", &[]),
+    c("noreturn", "noreturn.c", &[]),
+    c("libwithfp.so", "bare.c", &["-shared", "-fpic", NO_TABLES, FRAME_POINTERS, "-DLEAF_WITH_FRAME"]),
+    through("bare-fp", &[], &["libwithfp.so"]),
+    c("libbareleaf.so", "bare.c", &["-shared", "-fpic", NO_TABLES, FRAME_POINTERS]),
+    through("bare-leaf", &[], &["libbareleaf.so"]),
+    c("libwithoutfp.so", "bare.c", &["-shared", "-fpic", NO_TABLES]),
+    through("bare-no-fp", &[], &["libwithoutfp.so"]),
+    through("bare-live-fp", &["-DFRAME_POINTER_IN_USE"], &["libwithoutfp.so"]),
+    c("split", "split.c", &[]),
+    c("brief", "brief.c", &[]),
+    c("answer", "answer.c", &[]),
+    c("take_event", "take_event.c", &[]),
+];
+
+/// The file of a workload, built when its sources or its command line have changed.
+pub(crate) fn built(name: &str, folder: &Path) -> PathBuf {
+    let workload = WORKLOADS.iter().find(|workload| workload.name == name).expect("a name in WORKLOADS");
+    let libraries: Vec<_> = workload.libraries.iter().map(|library| built(library, folder)).collect();
+    let sources = root().join("tests/workloads");
+    let file = folder.join(name);
+    let mut command = compile(workload, &sources.join(workload.source), &file);
+    command.args(libraries);
+
+    let contents = |source: &str| fs::read_to_string(sources.join(source)).expect("reading a workload's source");
+    let stamp = format!("{command:?}\n{}\n{}", contents(workload.source), contents("work.h"));
+    let stamp_file = folder.join(format!("{name}.stamp"));
+    if file.exists() && fs::read_to_string(&stamp_file).is_ok_and(|last| last == stamp) {
+        return file;
+    }
+    let done = as_user(&mut command).status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(done.success(), "{command:?} failed");
+    fs::write(stamp_file, stamp).expect("writing a workload's stamp");
+    file
+}
+
+fn compile(workload: &Workload, source: &Path, file: &Path) -> Command {
+    let (program, flags): (_, &[&str]) = match workload.compiler {
+        // Functions that do the same stay two.
+        Compiler::C => ("gcc", &["-O2", "-fomit-frame-pointer", "-fno-ipa-icf"]),
+        Compiler::Cxx => ("g++", &["-O2", "-fomit-frame-pointer", "-fno-ipa-icf", "-std=c++17"]),
+        Compiler::Rust => ("rustc", &["--edition=2024", "-Copt-level=3", "-Cforce-frame-pointers=no", "-Cdebuginfo=0"]),
+    };
+    let mut command = Command::new(program);
+    command.args(flags).args(workload.flags).arg("-o").arg(file).arg(source);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_whole_as_command_names() {
+        const TASK_COMM_LEN: usize = 16;
+        for (index, workload) in WORKLOADS.iter().enumerate() {
+            assert!(workload.name.len() < TASK_COMM_LEN, "{}", workload.name);
+            assert!(WORKLOADS[..index].iter().all(|other| other.name != workload.name), "{}", workload.name);
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What can be recorded: running processes, the whole node, families, many short processes.
+
+#![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use spanflame_tests::system::{Program, output, wait_for};
+use spanflame_tests::{Lab, Profile, from_main, lab};
+
+const LEAST: f64 = 0.995;
+const CHAIN: [&str; 13] = ["f01", "f02", "f03", "f04", "f05", "f06", "f07", "f08", "f09", "f10", "f11", "f12", "leaf"];
+
+/// Longer than a recording takes to begin.
+const LONG: &str = "120";
+
+fn check_chain12(profile: &Profile, process: &str) {
+    profile.check_chain(process, &from_main(&CHAIN), LEAST);
+}
+
+#[test]
+fn running_process() {
+    let Some(lab) = lab() else { return };
+    let program = Program::start(&lab.workload("chain12"), &[LONG]);
+    let other = Program::start(&lab.workload("brief"), &["100000"]);
+    let profile = lab.record(&["-F", "499", "-d", "5s"]).pid(program.pid()).start().profile();
+    check_chain12(&profile, "chain12");
+    assert!(profile.of("brief").is_empty(), "a process that nobody asked for");
+    assert!(profile.figure("filtered_process") > 0, "the samples of {} are filtered", other.pid());
+}
+
+#[test]
+fn two_running_processes() {
+    let Some(lab) = lab() else { return };
+    let programs =
+        [Program::start(&lab.workload("chain12"), &[LONG]), Program::start(&lab.workload("brief"), &["100000"])];
+    let [first, second] = programs.each_ref().map(Program::pid);
+    let profile = lab.record(&["-F", "499", "-d", "5s"]).pid(first).pid(second).start().profile();
+    check_chain12(&profile, "chain12");
+    profile.check_chain("brief", &from_main(&["outer", "inner", "leaf"]), LEAST);
+}
+
+/// The recording ends by itself when the process has.
+#[test]
+fn process_that_ends() {
+    let Some(lab) = lab() else { return };
+    let program = Program::start(&lab.workload("chain12"), &["4"]);
+    let profile = lab.record(&["-F", "499"]).pid(program.pid()).start().profile();
+    check_chain12(&profile, "chain12");
+}
+
+/// The target goes on as if nothing had been there: its answer and its exit code are its own.
+#[test]
+fn target_is_undisturbed() {
+    let Some(lab) = lab() else { return };
+    let answer = lab.workload("answer");
+    let alone = output(Command::new(&answer).args(["400", "0"]));
+    let mut command = Command::new(&answer);
+    let program = Program::spawn(command.args(["400", "7"]).stdout(std::process::Stdio::piped()));
+    let profile = lab.record(&["-F", "999", "-d", "500ms"]).pid(program.pid()).start().profile();
+    assert!(profile.figure("samples_written") > 0);
+    let (status, text) = program.end();
+    assert_eq!((status.code(), text), (Some(7), alone));
+}
+
+#[test]
+fn whole_node() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let alpha = Program::start(&lab.copy("chain12", folder.path(), "alpha"), &[LONG]);
+    let beta = Program::start(&lab.copy("chain12", folder.path(), "beta"), &[LONG]);
+    let profile = lab.record(&["-a", "-F", "499", "-d", "6s"]).start().profile();
+    check_chain12(&profile, "alpha");
+    check_chain12(&profile, "beta");
+    assert_eq!(profile.figure("filtered_process"), 0);
+    let pids = profile.pprof.0.sample.iter().map(|sample| profile.pprof.labels(sample)["pid"].clone());
+    let pids: std::collections::BTreeSet<_> = pids.collect();
+    for pid in [alpha.pid(), beta.pid()] {
+        assert!(pids.contains(&pid.to_string()), "{pid} in {pids:?}");
+    }
+    assert!(!pids.contains("0"), "the idle task is left out");
+}
+
+#[test]
+fn children_are_followed() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&["-F", "499"]).of(&lab.workload("family"), &["1500"]).profile();
+    let (parent, child) = (from_main(&["parent_outer", "parent_leaf"]), from_main(&["child_outer", "child_leaf"]));
+    profile.check_chains("family", &[&parent, &child], LEAST);
+    let share = profile.share("family", &[&child]);
+    assert!((0.6..0.72).contains(&share.part()), "two thirds are the children's: {share:?}");
+    assert_eq!(pids(&profile).len(), 3);
+}
+
+#[test]
+fn children_are_left_out() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&["-F", "499", "--no-children"]).of(&lab.workload("family"), &["2000"]).profile();
+    profile.check_chain("family", &from_main(&["parent_outer", "parent_leaf"]), LEAST);
+    assert_eq!(pids(&profile).len(), 1);
+    assert!(profile.figure("filtered_process") > 500, "{:?}", profile.quality);
+}
+
+/// Children that are there already when the recording begins.
+#[test]
+fn children_of_a_running_process() {
+    let Some(lab) = lab() else { return };
+    let chain12 = lab.workload("chain12");
+    let script = format!("{0} {LONG} & {0} {LONG} & wait", chain12.display());
+    let shell = Program::start(Path::new("/bin/sh"), &["-c", &script]);
+    wait_for("the children", || spanflame_tests::system::children(shell.pid()).len() == 2);
+    let profile = lab.record(&["-F", "499", "-d", "4s"]).pid(shell.pid()).start().profile();
+    check_chain12(&profile, "chain12");
+    assert_eq!(pids(&profile).len(), 2);
+    for child in spanflame_tests::system::children(shell.pid()) {
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(child.cast_signed()).unwrap(),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
+    }
+}
+
+fn pids(profile: &Profile) -> std::collections::BTreeSet<String> {
+    profile.pprof.0.sample.iter().map(|sample| profile.pprof.labels(sample)["pid"].clone()).collect()
+}
+
+/// Sixty processes of 150 ms each, one after the other.
+#[test]
+fn short_processes() {
+    let Some(lab) = lab() else { return };
+    let script = format!("for i in $(seq 60); do {} 150; done", lab.workload("brief").display());
+    let profile = lab.record(&["-F", "499"]).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    profile.check_chain("brief", &from_main(&["outer", "inner", "leaf"]), 0.95);
+    assert!(profile.share("brief", &[]).all > 2000, "60 x 150 ms x 499 Hz: {:?}", profile.share("brief", &[]));
+}
+
+/// A program whose file was removed while it runs.
+#[test]
+fn deleted_executable() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = lab.copy("chain12", folder.path(), "deleted");
+    let program = Program::start(&file, &[LONG]);
+    wait_for("the program to start", || spanflame_tests::system::name(program.pid()).as_deref() == Some("deleted"));
+    fs::remove_file(file).unwrap();
+    let profile = lab.record(&["-F", "499", "-d", "4s"]).pid(program.pid()).start().profile();
+    check_chain12(&profile, "deleted");
+}
+
+/// A program in a mount namespace of its own; here its path leads to another program.
+#[test]
+fn other_mount_namespace() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let decoy = lab.copy("brief", folder.path(), "hidden");
+    let program = in_mount_namespace(&lab, &decoy);
+    let profile = lab.record(&["-F", "499", "-d", "4s"]).pid(program.pid()).start().profile();
+    check_chain12(&profile, "hidden");
+}
+
+/// Such programs that end before the recording does, started while it goes on.
+#[test]
+fn short_processes_in_other_mount_namespaces() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let decoy = lab.copy("chain12", folder.path(), "hidden");
+    let script = format!(
+        "for i in $(seq 10); do unshare -m sh -c 'mount -t tmpfs none {folder} && cp {program} {decoy} && exec {decoy} 300'; done",
+        folder = folder.path().display(),
+        program = lab.workload("brief").display(),
+        decoy = decoy.display(),
+    );
+    let profile = lab.record(&["-F", "499"]).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    profile.check_chain("hidden", &from_main(&["outer", "inner", "leaf"]), 0.95);
+}
+
+/// Starts `chain12` at a path that leads elsewhere for everyone else.
+fn in_mount_namespace(lab: &Lab, path: &Path) -> Program {
+    let script = format!(
+        "mount -t tmpfs none {folder} && cp {program} {path} && exec {path} {LONG}",
+        folder = path.parent().unwrap().display(),
+        program = lab.workload("chain12").display(),
+        path = path.display(),
+    );
+    let program = Program::start(Path::new("unshare"), &["-m", "sh", "-c", &script]);
+    wait_for("the program to start", || spanflame_tests::system::name(program.pid()).as_deref() == Some("hidden"));
+    program
+}
