@@ -39,13 +39,12 @@ impl Row {
     }
 }
 
-/// How to step over one frame: `flags << 24 | slot << 16 | cfa_offset_by_8`.
+/// How to step over one frame: flags in the upper 8 bits, below them two fields.
 ///
 /// | field | x86_64 | aarch64 |
 /// |---|---|---|
-/// | `cfa_offset_by_8`, i16 | CFA = base + 8 x this (see `DEREF`) | the same |
-/// | `slot` | u8: the caller's rbp is at CFA - 8 x slot; 0: unchanged; 1: unknown | i8: the return address is at origin + 8 x slot |
-/// | `flags` | see the constants | see the constants |
+/// | CFA offset | the lowest 18 bits, signed: CFA = base + 8 x this (up to 1 MiB; see [`DEREF`]) | the lowest 16 bits, signed: the same (up to 256 KiB) |
+/// | slot | 6 bits: the caller's rbp is at CFA - 8 x slot; 0: unchanged; 1: unknown | 8 bits, signed: the return address is at origin + 8 x slot |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Rule(pub u32);
@@ -79,30 +78,42 @@ pub const UNSUPPORTED: u8 = 1 << 7;
 pub const SLOT_FP_UNKNOWN: u8 = 1;
 /// x86_64: the largest `slot`: as many words are read in one piece.
 pub const MAX_SLOT: u8 = 63;
+/// x86_64: the least CFA offset of a rule, in units of 8 bytes.
+pub const MIN_CFA_OFFSET_BY_8: i32 = -(1 << 17);
+/// x86_64: the greatest CFA offset of a rule, in units of 8 bytes: frames of up to 1 MiB. rustc has
+/// one of 540,080 bytes.
+pub const MAX_CFA_OFFSET_BY_8: i32 = (1 << 17) - 1;
 
 impl Rule {
-    /// Packs a rule. `cfa_offset_by_8` is in units of 8 bytes; `slot` as the table above says.
+    /// Packs a rule for x86_64: `slot` at most [`MAX_SLOT`], `cfa_offset_by_8` from
+    /// [`MIN_CFA_OFFSET_BY_8`] to [`MAX_CFA_OFFSET_BY_8`]. Bits beyond are cut off.
     #[must_use]
-    pub const fn new(flags: u8, slot: u8, cfa_offset_by_8: i16) -> Self {
-        Self((flags as u32) << 24 | (slot as u32) << 16 | cfa_offset_by_8 as u16 as u32)
+    pub const fn x86_64(flags: u8, slot: u8, cfa_offset_by_8: i32) -> Self {
+        Self((flags as u32) << 24 | ((slot & MAX_SLOT) as u32) << 18 | cfa_offset_by_8.cast_unsigned() & 0x3_ffff)
+    }
+
+    /// Packs a rule for aarch64.
+    #[must_use]
+    pub const fn aarch64(flags: u8, slot: i8, cfa_offset_by_8: i16) -> Self {
+        Self((flags as u32) << 24 | (slot.cast_unsigned() as u32) << 16 | cfa_offset_by_8.cast_unsigned() as u32)
     }
 
     /// The outermost frame: nothing called it.
-    pub const END: Self = Self::new(END, 0, 0);
+    pub const END: Self = Self((END as u32) << 24);
     /// CFI that a row can't express: the stack is cut here.
-    pub const UNSUPPORTED: Self = Self::new(UNSUPPORTED, 0, 0);
+    pub const UNSUPPORTED: Self = Self((UNSUPPORTED as u32) << 24);
     /// x86_64 by the frame pointer: `push rbp; mov rbp, rsp`.
-    pub const X86_64_FRAME_POINTER: Self = Self::new(BASE_FP | BY_FRAME_POINTER, 2, 2);
+    pub const X86_64_FRAME_POINTER: Self = Self::x86_64(BASE_FP | BY_FRAME_POINTER, 2, 2);
     /// x86_64 signal frame. At its return trampoline rsp is at the `ucontext`; rbp is at +120, rsp
     /// at +160, rip at +168 (`struct sigcontext_64`, linux/arch/x86/include/uapi/asm/sigcontext.h):
     /// seven words that end at "CFA" = rsp + 176.
-    pub const X86_64_SIGNAL: Self = Self::new(SIGNAL, 7, 22);
+    pub const X86_64_SIGNAL: Self = Self::x86_64(SIGNAL, 7, 22);
     /// aarch64 by the frame record: x29 points at {caller's x29, return address} (AAPCS64 6.4.6).
-    pub const AARCH64_FRAME_POINTER: Self = Self::new(BASE_FP | FP_SAVED | RA_FROM_BASE | BY_FRAME_POINTER, 1, 2);
+    pub const AARCH64_FRAME_POINTER: Self = Self::aarch64(BASE_FP | FP_SAVED | RA_FROM_BASE | BY_FRAME_POINTER, 1, 2);
     /// aarch64 signal frame. At its return trampoline sp is at `struct rt_sigframe`: 128 bytes of
     /// siginfo, then the `ucontext`, whose `regs` begin at 184: x29 at sp + 544, x30, sp, pc follow
     /// (linux/arch/arm64/kernel/signal.c).
-    pub const AARCH64_SIGNAL: Self = Self::new(SIGNAL, 0, 72);
+    pub const AARCH64_SIGNAL: Self = Self::aarch64(SIGNAL, 0, 72);
 
     /// The flags.
     #[must_use]
@@ -110,16 +121,28 @@ impl Rule {
         (self.0 >> 24) as u8
     }
 
-    /// The slot, as the table above says.
+    /// x86_64: where the caller's rbp is.
     #[must_use]
-    pub const fn slot(self) -> u8 {
-        (self.0 >> 16) as u8
+    pub const fn x86_64_slot(self) -> u8 {
+        (self.0 >> 18) as u8 & MAX_SLOT
     }
 
-    /// The CFA's distance from its base, in units of 8 bytes.
+    /// x86_64: the CFA's distance from its base, in units of 8 bytes.
     #[must_use]
-    pub const fn cfa_offset_by_8(self) -> i16 {
-        self.0 as i16
+    pub const fn x86_64_cfa_offset_by_8(self) -> i32 {
+        (self.0 << 14).cast_signed() >> 14
+    }
+
+    /// aarch64: where the return address is.
+    #[must_use]
+    pub const fn aarch64_slot(self) -> i8 {
+        ((self.0 >> 16) as u8).cast_signed()
+    }
+
+    /// aarch64: the CFA's distance from its base, in units of 8 bytes.
+    #[must_use]
+    pub const fn aarch64_cfa_offset_by_8(self) -> i16 {
+        (self.0 as u16).cast_signed()
     }
 
     /// Whether the step over this frame rests on CFI.
@@ -135,12 +158,19 @@ mod tests {
 
     #[test]
     fn fields_survive_packing() {
-        for (flags, slot, offset) in [(0, 0, 1), (0xff, 0xff, -1), (BASE_FP, 7, i16::MIN), (END, 63, i16::MAX)] {
-            let row = Row::new(0x7fff_ffff, Rule::new(flags, slot, offset));
+        let extremes =
+            [(0, 0, 1), (0xff, MAX_SLOT, -1), (BASE_FP, 7, MIN_CFA_OFFSET_BY_8), (END, 63, MAX_CFA_OFFSET_BY_8)];
+        for (flags, slot, offset) in extremes {
+            let row = Row::new(0x7fff_ffff, Rule::x86_64(flags, slot, offset));
             assert_eq!(row.pc_offset(), 0x7fff_ffff);
             let rule = row.rule();
-            assert_eq!((rule.flags(), rule.slot(), rule.cfa_offset_by_8()), (flags, slot, offset));
+            assert_eq!((rule.flags(), rule.x86_64_slot(), rule.x86_64_cfa_offset_by_8()), (flags, slot, offset));
             assert!(row.0.cast_signed() >= 0);
+        }
+        for (flags, slot, offset) in [(0, 0, 1), (0xff, -1, -1), (BASE_FP, i8::MIN, i16::MIN), (END, i8::MAX, i16::MAX)]
+        {
+            let rule = Rule::aarch64(flags, slot, offset);
+            assert_eq!((rule.flags(), rule.aarch64_slot(), rule.aarch64_cfa_offset_by_8()), (flags, slot, offset));
         }
     }
 

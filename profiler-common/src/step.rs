@@ -7,8 +7,8 @@
 
 use crate::record::StopReason;
 use crate::row::{
-    BASE_FP, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE, RA_IN_LR, SIGNAL,
-    UNSUPPORTED,
+    BASE_FP, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE, RA_IN_LR, Rule,
+    SIGNAL, UNSUPPORTED,
 };
 
 /// The registers of a frame that unwinding needs.
@@ -119,13 +119,6 @@ fn is_zero<M: Machine>(a: u64) -> u64 {
     1 ^ M::Barrier::opaque(M::Barrier::opaque(a | 0u64.wrapping_sub(a)) >> 63)
 }
 
-/// The CFA's distance from its base, in bytes.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the low 16 bits are the field")]
-fn cfa_offset(rule: u64) -> u64 {
-    ((rule as u16).cast_signed() as i64 as u64) << 3
-}
-
 /// What is common to all architectures: where the rule says to stop, before anything is read.
 ///
 /// A frame-pointer step needs a frame pointer at or above sp. A frame pointer of 0 is the mark of the
@@ -141,10 +134,11 @@ fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
 #[inline(always)]
 #[must_use]
 pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M) -> u64 {
+    let cfa_offset = (i64::from(Rule(rule).x86_64_cfa_offset_by_8()) << 3).cast_unsigned();
     let rule = u64::from(rule);
     let mut stop = stop_before::<M>(rule, regs);
     let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
-    let mut cfa = base.wrapping_add(cfa_offset(rule));
+    let mut cfa = base.wrapping_add(cfa_offset);
     let mut fp_elsewhere = 0;
     let mut fp_found = 0;
     let mut failed = 0;
@@ -156,7 +150,7 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
         failed |= machine.read(select::<M>(fp_elsewhere, regs.fp, cfa.wrapping_sub(8)), 1);
         fp_found = machine.word(0);
     }
-    let slot = rule >> 16 & u64::from(MAX_SLOT);
+    let slot = rule >> 18 & u64::from(MAX_SLOT);
     let unchanged = is_zero::<M>(slot);
     let unknown = is_zero::<M>(slot ^ 1);
     let signal = flag(rule, SIGNAL);
@@ -182,18 +176,18 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
 #[inline(always)]
 #[must_use]
 pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M, pointer_auth_mask: u64) -> u64 {
+    let cfa_offset = (i64::from(Rule(rule).aarch64_cfa_offset_by_8()) << 3).cast_unsigned();
+    let slot_offset = (i64::from(Rule(rule).aarch64_slot()) << 3).cast_unsigned();
     let rule = u64::from(rule);
     let mut stop = stop_before::<M>(rule, regs);
     let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
-    let cfa = base.wrapping_add(cfa_offset(rule));
+    let cfa = base.wrapping_add(cfa_offset);
     let signal = flag(rule, SIGNAL);
     let in_lr = flag(rule, RA_IN_LR);
     let fp_saved = flag(rule, FP_SAVED) | signal;
-    #[expect(clippy::cast_possible_truncation, reason = "the slot is the low byte")]
-    let slot = ((rule >> 16) as u8).cast_signed() as i64 as u64;
     let origin = select::<M>(flag(rule, RA_FROM_BASE), base, cfa);
     // A signal frame holds x29, x30, sp and pc in four words that end at the CFA.
-    let end = select::<M>(signal, cfa, origin.wrapping_add(slot << 3).wrapping_add(8));
+    let end = select::<M>(signal, cfa, origin.wrapping_add(slot_offset).wrapping_add(8));
     let words = M::Barrier::opaque(1 + fp_saved + signal * 2);
     let failed = machine.read(select::<M>(in_lr, regs.sp, end.wrapping_sub(words * 8)), words) & (1 ^ in_lr);
     let sinks = less::<M>(cfa, regs.sp.wrapping_add(1 ^ in_lr));
@@ -213,7 +207,6 @@ pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::row::Rule;
 
     const STACK: u64 = 0x7000;
 
@@ -275,7 +268,7 @@ mod tests {
 
     #[test]
     fn x86_64_leaf_without_frame() {
-        let caller = x86(Rule::new(0, 0, 1), at(STACK, 9), &[(STACK, 0x4000)]).unwrap();
+        let caller = x86(Rule::x86_64(0, 0, 1), at(STACK, 9), &[(STACK, 0x4000)]).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 8, fp: 9, lr: 0, exact: 0 });
         assert_eq!(caller.lookup_pc(), 0x3fff);
     }
@@ -283,9 +276,9 @@ mod tests {
     #[test]
     fn x86_64_saved_rbp_is_found_below_the_return_address() {
         // sp + 64 is the CFA, rbp at CFA - 24.
-        let caller = x86(Rule::new(0, 3, 8), at(STACK, 9), &[(STACK + 56, 0x4000), (STACK + 40, 77)]).unwrap();
+        let caller = x86(Rule::x86_64(0, 3, 8), at(STACK, 9), &[(STACK + 56, 0x4000), (STACK + 40, 77)]).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 64, fp: 77, lr: 0, exact: 0 });
-        let caller = x86(Rule::new(0, 1, 8), at(STACK, 9), &[(STACK + 56, 0x4000)]).unwrap();
+        let caller = x86(Rule::x86_64(0, 1, 8), at(STACK, 9), &[(STACK + 56, 0x4000)]).unwrap();
         assert_eq!(caller.fp, 0, "an rbp that is not known is not kept");
     }
 
@@ -310,7 +303,7 @@ mod tests {
     #[test]
     fn x86_64_realigned_frame() {
         // CFA = *(rbp - 8), caller's rbp at *rbp.
-        let rule = Rule::new(BASE_FP | DEREF | FP_AT_FP, 0, -1);
+        let rule = Rule::x86_64(BASE_FP | DEREF | FP_AT_FP, 0, -1);
         let values = [(STACK + 24, STACK + 80), (STACK + 32, 55), (STACK + 72, 0x4000)];
         let caller = x86(rule, at(STACK, STACK + 32), &values).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 80, fp: 55, lr: 0, exact: 0 });
@@ -319,7 +312,7 @@ mod tests {
     #[test]
     fn x86_64_cfa_stored_on_the_stack() {
         // CFA = *(rsp + 16) + 8, rbp at CFA - 24.
-        let rule = Rule::new(DEREF | DEREF_ADD_8, 3, 2);
+        let rule = Rule::x86_64(DEREF | DEREF_ADD_8, 3, 2);
         let values = [(STACK + 16, STACK + 88), (STACK + 88, 0x4000), (STACK + 72, 55)];
         let caller = x86(rule, at(STACK, 9), &values).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0, exact: 0 });
@@ -329,17 +322,21 @@ mod tests {
     fn x86_64_stops() {
         assert_eq!(x86(Rule::END, at(STACK, 9), &[]), Err(StopReason::Complete));
         assert_eq!(x86(Rule::UNSUPPORTED, at(STACK, 9), &[]), Err(StopReason::UnsupportedCfi));
-        assert_eq!(x86(Rule::new(0, 0, 1), at(STACK, 9), &[(STACK, 0)]), Err(StopReason::Complete));
-        assert_eq!(x86(Rule::new(0, 0, 1), at(STACK - 64, 9), &[]), Err(StopReason::UnreadableStack));
-        assert_eq!(x86(Rule::new(0, 0, -1), at(STACK + 64, 9), &[]), Err(StopReason::UnreadableStack), "CFA below sp");
+        assert_eq!(x86(Rule::x86_64(0, 0, 1), at(STACK, 9), &[(STACK, 0)]), Err(StopReason::Complete));
+        assert_eq!(x86(Rule::x86_64(0, 0, 1), at(STACK - 64, 9), &[]), Err(StopReason::UnreadableStack));
+        assert_eq!(
+            x86(Rule::x86_64(0, 0, -1), at(STACK + 64, 9), &[]),
+            Err(StopReason::UnreadableStack),
+            "CFA below sp"
+        );
     }
 
     #[test]
     fn aarch64_return_address_in_the_link_register() {
-        let rule = Rule::new(RA_IN_LR, 0, 0);
+        let rule = Rule::aarch64(RA_IN_LR, 0, 0);
         let caller = arm(rule, at(STACK, 9), &[]).unwrap();
         assert_eq!((caller.pc, caller.sp, caller.fp, caller.exact), (0x2222, STACK, 9, 0));
-        let caller = arm(Rule::new(RA_IN_LR, 0, 4), at(STACK, 9), &[]).unwrap();
+        let caller = arm(Rule::aarch64(RA_IN_LR, 0, 4), at(STACK, 9), &[]).unwrap();
         assert_eq!((caller.pc, caller.sp), (0x2222, STACK + 32));
         let not_leaf = Registers { exact: 0, ..at(STACK, 9) };
         assert_eq!(arm(rule, not_leaf, &[]), Err(StopReason::ReturnAddressLost));
@@ -349,7 +346,7 @@ mod tests {
     fn aarch64_frame_record_counted_from_the_cfa_and_from_the_base() {
         let signed = 0x4000 | 0x55 << 48;
         let values = [(STACK + 16, 77), (STACK + 24, signed)];
-        for rule in [Rule::new(FP_SAVED, (-5i8).cast_unsigned(), 8), Rule::new(FP_SAVED | RA_FROM_BASE, 3, 8)] {
+        for rule in [Rule::aarch64(FP_SAVED, -5, 8), Rule::aarch64(FP_SAVED | RA_FROM_BASE, 3, 8)] {
             let caller = arm(rule, at(STACK, 9), &values).unwrap();
             assert_eq!((caller.pc, caller.sp, caller.fp), (0x4000, STACK + 64, 77));
         }

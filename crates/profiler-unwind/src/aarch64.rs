@@ -3,7 +3,6 @@
 use crate::cfi::{Encoded, Unsupported};
 use crate::expression::Shape;
 use crate::state::Saved;
-use crate::x86_64::offset_by_8;
 use gimli::Register;
 use profiler_common::row::{BASE_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule};
 
@@ -49,16 +48,24 @@ pub(crate) fn encode(
         }
         Saved::Undefined | Saved::Expression(_) | Saved::Elsewhere => return Err(Unsupported::ReturnAddress),
     };
-    Ok(Encoded::Rule(Rule::new(base | flags, slot, cfa_offset_by_8)))
+    Ok(Encoded::Rule(Rule::aarch64(base | flags, slot, cfa_offset_by_8)))
 }
 
 /// The flag that names the origin, and the slot counted from it: the CFA, or the base register when
 /// only that is near enough.
-fn return_address_slot(cfa_offset: i64, offset: i64) -> Option<(u8, u8)> {
+fn return_address_slot(cfa_offset: i64, offset: i64) -> Option<(u8, i8)> {
     if offset % 8 != 0 {
         return None;
     }
-    let slot = |offset: i64| i8::try_from(offset / 8).ok().map(i8::cast_unsigned);
+    let slot = |offset: i64| i8::try_from(offset / 8).ok();
     let from_base = || Some((RA_FROM_BASE, slot(cfa_offset.checked_add(offset)?)?));
     slot(offset).map(|slot| (0, slot)).or_else(from_base)
+}
+
+/// An offset in bytes as the field of a rule.
+fn offset_by_8(offset: i64) -> Result<i16, Unsupported> {
+    if offset % 8 != 0 {
+        return Err(Unsupported::CfaOffset);
+    }
+    i16::try_from(offset / 8).map_err(|_too_far| Unsupported::CfaOffset)
 }

@@ -54,7 +54,7 @@ pub(crate) fn cover_without_cfi(
     let until_byte = |byte: u64| plt.svma.0.saturating_add(byte).min(until);
     match elf.arch {
         Arch::Aarch64 => {
-            let in_lr = |offset_by_8| Rule::new(RA_IN_LR, 0, offset_by_8);
+            let in_lr = |offset_by_8| Rule::aarch64(RA_IN_LR, 0, offset_by_8);
             if let Some(push_at) = aarch64_push(&code) {
                 tiles.cover(until_byte(push_at + 4), in_lr(0))?;
                 tiles.cover(until_byte(PROBE_BYTES), in_lr(2))?;
@@ -62,7 +62,7 @@ pub(crate) fn cover_without_cfi(
             tiles.cover(until, in_lr(0))
         }
         Arch::X86_64 => {
-            let words_pushed = |words| Rule::new(0, 0, words);
+            let words_pushed = |words| Rule::x86_64(0, 0, words);
             // The header: `push GOT+8(%rip)`, 6 bytes. Who jumps to it has pushed an index.
             if code.starts_with(&[0xff, 0x35]) {
                 tiles.cover(until_byte(6), words_pushed(2))?;

@@ -104,8 +104,8 @@ impl Tiles {
 mod tests {
     use super::*;
 
-    fn rule(n: i16) -> Rule {
-        Rule::new(0, 0, n)
+    fn rule(n: i32) -> Rule {
+        Rule::x86_64(0, 0, n)
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
         tiles.start_at(0);
         let count = MAX_SEARCHED as u64 * 2 + 1;
         for at in 0..count {
-            tiles.cover(at + 1, rule((at % 2) as i16)).unwrap();
+            tiles.cover(at + 1, rule((at % 2) as i32)).unwrap();
         }
         let parts = tiles.finish();
         assert_eq!(parts.iter().map(|part| part.rows.len()).collect::<Vec<_>>(), [MAX_SEARCHED, MAX_SEARCHED, 1]);

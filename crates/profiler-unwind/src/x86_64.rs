@@ -4,7 +4,9 @@ use crate::cfi::{Encoded, Unsupported};
 use crate::expression::Shape;
 use crate::state::Saved;
 use gimli::Register;
-use profiler_common::row::{BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_SLOT, Rule, SLOT_FP_UNKNOWN};
+use profiler_common::row::{
+    BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_CFA_OFFSET_BY_8, MAX_SLOT, MIN_CFA_OFFSET_BY_8, Rule, SLOT_FP_UNKNOWN,
+};
 
 /// rbp.
 pub(crate) const FRAME_POINTER: Register = Register(6);
@@ -45,9 +47,11 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
     }
     let slot = slot(row.frame_pointer);
     match row.cfa {
-        Shape::Register(register, offset) => Ok(Encoded::Rule(Rule::new(base(register)?, slot, offset_by_8(offset)?))),
+        Shape::Register(register, offset) => {
+            Ok(Encoded::Rule(Rule::x86_64(base(register)?, slot, offset_by_8(offset)?)))
+        }
         Shape::Plt { register: STACK_POINTER, pushed_from } => {
-            Ok(Encoded::Plt { pushed_from, before: Rule::new(0, slot, 1), after: Rule::new(0, slot, 2) })
+            Ok(Encoded::Plt { pushed_from, before: Rule::x86_64(0, slot, 1), after: Rule::x86_64(0, slot, 2) })
         }
         Shape::Stored { register, offset, added: added @ (0 | 8) } => {
             let mut flags = DEREF | base(register)?;
@@ -56,7 +60,7 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
             }
             let at_frame_pointer = row.frame_pointer_at == Shape::Register(FRAME_POINTER, 0);
             let (flags, slot) = if at_frame_pointer { (flags | FP_AT_FP, 0) } else { (flags, slot) };
-            Ok(Encoded::Rule(Rule::new(flags, slot, offset_by_8(offset)?)))
+            Ok(Encoded::Rule(Rule::x86_64(flags, slot, offset_by_8(offset)?)))
         }
         Shape::Plt { .. } | Shape::Stored { .. } | Shape::Unknown => Err(Unsupported::CfaExpression),
     }
@@ -80,11 +84,14 @@ fn base(register: Register) -> Result<u8, Unsupported> {
 }
 
 /// An offset in bytes as the field of a rule.
-pub(crate) fn offset_by_8(offset: i64) -> Result<i16, Unsupported> {
+fn offset_by_8(offset: i64) -> Result<i32, Unsupported> {
     if offset % 8 != 0 {
         return Err(Unsupported::CfaOffset);
     }
-    i16::try_from(offset / 8).map_err(|_too_far| Unsupported::CfaOffset)
+    i32::try_from(offset / 8)
+        .ok()
+        .filter(|offset| (MIN_CFA_OFFSET_BY_8..=MAX_CFA_OFFSET_BY_8).contains(offset))
+        .ok_or(Unsupported::CfaOffset)
 }
 
 /// The slot of the caller's rbp.

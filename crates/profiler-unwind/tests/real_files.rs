@@ -159,7 +159,7 @@ fn compare(table: &UnwindTable, reference: &Reference<'_>, row: &Row, tally: &mu
     let [found_pc, found_sp, found_fp] = found.unwrap_or_else(|stop| panic!("{path} at {pc:#x}: stop {stop:#x}"));
     assert_eq!(Some(found_pc), expected_pc, "{path}: return address at {pc:#x}, {row:?}");
     assert_eq!(Some(found_sp), expected_sp, "{path}: sp at {pc:#x}, {row:?}");
-    let unknown = table.arch == Arch::X86_64 && rule.slot() == SLOT_FP_UNKNOWN;
+    let unknown = table.arch == Arch::X86_64 && rule.x86_64_slot() == SLOT_FP_UNKNOWN;
     if unknown {
         assert_eq!(found_fp, 0);
         assert_ne!(row.register(Register(6)), RegisterRule::SameValue, "{path} at {pc:#x}");

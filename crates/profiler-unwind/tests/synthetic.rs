@@ -41,8 +41,8 @@ fn function(machine: u16, cie: &Cfi, instructions: &[u8]) -> (Vec<(u64, Rule)>, 
     (rows(&table), table.problems)
 }
 
-fn x86(flags: u8, slot: u8, cfa: i16) -> Rule {
-    Rule::new(flags, slot, cfa)
+fn x86(flags: u8, slot: u8, cfa: i32) -> Rule {
+    Rule::x86_64(flags, slot, cfa)
 }
 
 #[test]
@@ -85,10 +85,10 @@ fn x86_64_saved_rbp_within_63_words_of_the_cfa() {
 }
 
 #[test]
-fn x86_64_cfa_offset_is_words_of_16_bits() {
-    let (rows, problems) = x86_64_function(&[op::DEF_CFA_OFFSET, 0xf8, 0xff, 0x0f]);
-    assert_eq!((rows, problems.cfa_offset), (vec![(0, x86(0, 0, i16::MAX))], 0), "32767 words");
-    let (rows, problems) = x86_64_function(&[op::DEF_CFA_OFFSET, 0x80, 0x80, 0x10]);
+fn x86_64_cfa_offset_is_words_of_18_bits() {
+    let (rows, problems) = x86_64_function(&[op::DEF_CFA_OFFSET, 0xf8, 0xff, 0x3f]);
+    assert_eq!((rows, problems.cfa_offset), (vec![(0, x86(0, 0, (1 << 17) - 1))], 0), "1 MiB less a word");
+    let (rows, problems) = x86_64_function(&[op::DEF_CFA_OFFSET, 0x80, 0x80, 0x40]);
     assert_eq!((rows, problems.cfa_offset), (vec![(0, Rule::UNSUPPORTED)], 1), "one word more");
     let (rows, problems) = x86_64_function(&[op::DEF_CFA_OFFSET, 12]);
     assert_eq!((rows, problems.cfa_offset), (vec![(0, Rule::UNSUPPORTED)], 1), "half a word");
@@ -207,7 +207,7 @@ fn x86_64_plt_without_cfi_is_unwound_by_its_code() {
 #[test]
 fn aarch64_plt_without_cfi_is_unwound_by_its_code() {
     let mut file = ElfFile::new(AARCH64, 96).code_section(".plt", 0, 80);
-    let in_lr = |words| Rule::new(RA_IN_LR, 0, words);
+    let in_lr = |words| Rule::aarch64(RA_IN_LR, 0, words);
     let after = (80, Rule::AARCH64_FRAME_POINTER);
     file.code[..4].copy_from_slice(&[0xf0, 0x7b, 0xbf, 0xa9]);
     assert_eq!(rows(&table(&file)), [(0, in_lr(0)), (4, in_lr(2)), (32, in_lr(0)), after]);
@@ -237,10 +237,10 @@ fn aarch64_frame_record() {
         31,
         0,
     ]);
-    let (saved, by_x29) = ((-11i8).cast_unsigned(), BASE_FP | FP_SAVED);
-    let expected = [(0, Rule::new(RA_IN_LR, 0, 0)), (4, Rule::new(FP_SAVED, saved, 12))];
+    let (saved, by_x29) = (-11, BASE_FP | FP_SAVED);
+    let expected = [(0, Rule::aarch64(RA_IN_LR, 0, 0)), (4, Rule::aarch64(FP_SAVED, saved, 12))];
     assert_eq!(rows[..2], expected);
-    assert_eq!(rows[2..], [(8, Rule::new(by_x29, saved, 12)), (48, Rule::new(RA_IN_LR, 0, 0))]);
+    assert_eq!(rows[2..], [(8, Rule::aarch64(by_x29, saved, 12)), (48, Rule::aarch64(RA_IN_LR, 0, 0))]);
     assert_eq!(problems, Problems { cfi_rows: 4, ..Problems::default() });
 }
 
@@ -251,9 +251,9 @@ fn aarch64_return_address_far_from_the_cfa_counts_from_the_base() {
     let far = |words: [u8; 2]| [&[op::DEF_CFA_OFFSET, 0x80, 0x10, 0x80 | 30][..], &words].concat();
     let ([near_low, near_high], [far_low, far_high]) = ([0x80, 0x01], [0x80, 0x02]);
     let (rows, _) = aarch64_function(&far([near_low, near_high]));
-    assert_eq!(rows, [(0, Rule::new(0, (-128i8).cast_unsigned(), 256))]);
+    assert_eq!(rows, [(0, Rule::aarch64(0, -128, 256))]);
     let (rows, _) = aarch64_function(&far([far_low, far_high]));
-    assert_eq!(rows, [(0, Rule::new(RA_FROM_BASE, 0, 256))]);
+    assert_eq!(rows, [(0, Rule::aarch64(RA_FROM_BASE, 0, 256))]);
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn aarch64_rows_that_cannot_be_expressed() {
     assert_eq!((rows, problems.frame_pointer), (vec![(0, Rule::UNSUPPORTED)], 1), "x29 not below x30");
     let (rows, problems) = aarch64_function(&save(&[(29, 4)]));
     assert_eq!((rows, problems.frame_pointer), (vec![(0, Rule::UNSUPPORTED)], 1), "x29 alone");
-    assert_eq!(aarch64_function(&save(&[(30, 2)])).0, [(0, Rule::new(0, (-2i8).cast_unsigned(), 0))]);
+    assert_eq!(aarch64_function(&save(&[(30, 2)])).0, [(0, Rule::aarch64(0, -2, 0))]);
     let (rows, problems) = aarch64_function(&[op::REGISTER, 30, 3]);
     assert_eq!((rows, problems.return_address), (vec![(0, Rule::UNSUPPORTED)], 1));
     let (rows, problems) = aarch64_function(&[op::DEF_CFA, 0, 0]);

@@ -127,7 +127,7 @@ mod tests {
             memory_size_bytes: 0x3000,
             executable: true,
         };
-        let rows = vec![Row::new(0, Rule::new(0, 0, 1)), Row::new(1, Rule::END), Row::new(0xfff, Rule::UNSUPPORTED)];
+        let rows = vec![Row::new(0, Rule::x86_64(0, 0, 1)), Row::new(1, Rule::END), Row::new(0xfff, Rule::UNSUPPORTED)];
         let part = |start| Part { start: Svma(start), end: Svma(start + 0x1000), rows: rows.clone() };
         let mut problems = Problems::default();
         numbers(&mut problems).into_iter().zip(1..).for_each(|(number, value)| *number = value);
