@@ -187,6 +187,8 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
     const LEAST_RING_BYTES: u32 = 1 << 20;
     const MOST_RING_BYTES: u32 = 16 << 20;
     const SIDEBAND_BYTES: usize = 16 << 20;
+    /// 32 MiB: 4 million rows. rustc with its LLVM alone has 2.2 million.
+    const ROW_CHUNKS: u32 = 8;
     let cpus = online_cpus()?.len() as u64;
     let quarter_second = cpus * u64::from(options.frequency.get()) * USUAL_RECORD_BYTES / 4;
     let ring_bytes = u32::try_from(quarter_second.next_power_of_two()).unwrap_or(MOST_RING_BYTES);
@@ -194,7 +196,7 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
         sample_all: options.all,
         follow_children: !options.no_children,
         frequency_hz: options.frequency.get(),
-        row_chunks: if options.all { 8 } else { 4 },
+        row_chunks: ROW_CHUNKS,
         ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),
         sideband_bytes: SIDEBAND_BYTES,
         unwind: !options.no_unwind,

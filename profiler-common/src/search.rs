@@ -79,7 +79,7 @@ mod tests {
         for count in 1..70u32 {
             let extent = Extent::new(count as usize).unwrap();
             for wanted in 0..(3 * u64::from(count) + 4) {
-                let expected = (0..count).rev().find(|i| u64::from(*i) * 3 + 1 <= wanted);
+                let expected = (0..count).rev().find(|i| u64::from(*i) * 3 < wanted);
                 let found = last_at_most::<NoBarrier>(extent, wanted, |i| {
                     assert!(i < u64::from(count), "index {i} of {count}");
                     i * 3 + 1

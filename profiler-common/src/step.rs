@@ -232,7 +232,7 @@ mod tests {
         fn read(&mut self, address: u64, words: u64) -> u64 {
             assert!((1..=u64::from(MAX_SLOT)).contains(&words));
             let Some(index) = address.checked_sub(STACK).map(|distance| distance / 8) else { return 1 };
-            if index + words > 64 || address % 8 != 0 {
+            if index + words > 64 || !address.is_multiple_of(8) {
                 return 1;
             }
             for word in 0..words {
