@@ -63,6 +63,7 @@ pub const WORKLOADS: &[Workload] = &[
     c("family", "family.c", &[]),
     c("inlined", "inlined.c", &["-g"]),
     c("frames", "frames.c", &[]),
+    c("deep", "deep.c", &[]),
     c("handler", "handler.c", &[]),
     c("noreturn", "noreturn.c", &[]),
     c("libwithfp.so", "bare.c", &["-shared", "-fpic", NO_TABLES, FRAME_POINTERS, "-DLEAF_WITH_FRAME"]),

@@ -135,6 +135,34 @@ fn exec_in_the_same_process() {
     }
 }
 
+/// Recursions of these depths, the last one near the most frames that a sample can have.
+#[test]
+fn deep_recursion() {
+    let Some(lab) = lab() else { return };
+    for depth in [60, 250, 950] {
+        let profile = lab.record(&OPTIONS).of(&lab.workload("deep"), &["2500", &depth.to_string()]).profile();
+        let before = from_main(&["leaf"]);
+        let chain = [from_main(&["deeper"]).as_slice(), &vec!["deeper"; depth - 1], &["leaf"]].concat();
+        println!("{depth} deep");
+        profile.check_chains("deep", &[&before, &chain], LEAST);
+    }
+}
+
+/// Deeper than that, a stack is cut at its root, and says so.
+#[test]
+fn recursion_that_is_too_deep() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&OPTIONS).of(&lab.workload("deep"), &["2500", "3000"]).profile();
+    let mut too_deep = 0;
+    for stack in profile.of("deep").into_iter().filter(|stack| stack.holds("deeper")) {
+        assert!(!stack.holds("main") && stack.incomplete.is_some(), "{:?} {:?}", stack.incomplete, stack.user.first());
+        if stack.incomplete.as_deref() == Some("too_deep") && stack.user.len() > 900 {
+            too_deep += stack.samples;
+        }
+    }
+    assert!(too_deep >= 500 && profile.figure("stacks_ended_too_deep") >= too_deep, "{:?}", profile.quality);
+}
+
 /// Functions that were inlined are frames of their own, and say so.
 #[test]
 fn inlined_functions() {

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use object::read::elf::{FileHeader as _, SectionHeader as _};
 use object::{Endianness, elf};
+use spanflame_tests::system::{children, wait_for};
 use spanflame_tests::{Lab, Profile, Stack, from_main, lab};
 
 const CHAIN: [&str; 13] = ["f01", "f02", "f03", "f04", "f05", "f06", "f07", "f08", "f09", "f10", "f11", "f12", "leaf"];
@@ -163,12 +164,12 @@ fn executable_cut_while_it_runs() {
     running.wait_until_sampling();
     // The program itself may die of it (SIGBUS), the recording may not.
     let mapped = || {
-        let children = spanflame_tests::system::children(running.pid());
+        let children = children(running.pid());
         children
             .iter()
             .any(|pid| fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libcut.so")))
     };
-    spanflame_tests::system::wait_for("the library to be loaded", mapped);
+    wait_for("the library to be loaded", mapped);
     fs::File::options().write(true).open(&library).unwrap().set_len(0).unwrap();
     let ended = running.end();
     assert!([Some(0), Some(128 + 7)].contains(&ended.status.code()), "{ended:?}");

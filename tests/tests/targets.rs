@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use spanflame_tests::system::{Program, output, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use spanflame_tests::system::{Program, children, name, output, wait_for};
 use spanflame_tests::{Lab, Profile, from_main, lab};
 
 const LEAST: f64 = 0.995;
@@ -55,9 +57,9 @@ fn process_that_ends() {
 fn target_is_undisturbed() {
     let Some(lab) = lab() else { return };
     let answer = lab.workload("answer");
-    let alone = output(Command::new(&answer).args(["400", "0"]));
+    let alone = output(Command::new(&answer).args(["100", "0"]));
     let mut command = Command::new(&answer);
-    let program = Program::spawn(command.args(["400", "7"]).stdout(std::process::Stdio::piped()));
+    let program = Program::spawn(command.args(["100", "7"]).stdout(std::process::Stdio::piped()));
     let profile = lab.record(&["-F", "999", "-d", "500ms"]).pid(program.pid()).start().profile();
     assert!(profile.figure("samples_written") > 0);
     let (status, text) = program.end();
@@ -74,8 +76,7 @@ fn whole_node() {
     check_chain12(&profile, "alpha");
     check_chain12(&profile, "beta");
     assert_eq!(profile.figure("filtered_process"), 0);
-    let pids = profile.pprof.0.sample.iter().map(|sample| profile.pprof.labels(sample)["pid"].clone());
-    let pids: std::collections::BTreeSet<_> = pids.collect();
+    let pids = pids(&profile);
     for pid in [alpha.pid(), beta.pid()] {
         assert!(pids.contains(&pid.to_string()), "{pid} in {pids:?}");
     }
@@ -96,7 +97,7 @@ fn children_are_followed() {
 #[test]
 fn children_are_left_out() {
     let Some(lab) = lab() else { return };
-    let profile = lab.record(&["-F", "499", "--no-children"]).of(&lab.workload("family"), &["2000"]).profile();
+    let profile = lab.record(&["-F", "499", "--no-children"]).of(&lab.workload("family"), &["3000"]).profile();
     profile.check_chain("family", &from_main(&["parent_outer", "parent_leaf"]), LEAST);
     assert_eq!(pids(&profile).len(), 1);
     assert!(profile.figure("filtered_process") > 500, "{:?}", profile.quality);
@@ -109,20 +110,16 @@ fn children_of_a_running_process() {
     let chain12 = lab.workload("chain12");
     let script = format!("{0} {LONG} & {0} {LONG} & wait", chain12.display());
     let shell = Program::start(Path::new("/bin/sh"), &["-c", &script]);
-    wait_for("the children", || spanflame_tests::system::children(shell.pid()).len() == 2);
+    wait_for("the children", || children(shell.pid()).len() == 2);
     let profile = lab.record(&["-F", "499", "-d", "4s"]).pid(shell.pid()).start().profile();
     check_chain12(&profile, "chain12");
     assert_eq!(pids(&profile).len(), 2);
-    for child in spanflame_tests::system::children(shell.pid()) {
-        rustix::process::kill_process(
-            rustix::process::Pid::from_raw(child.cast_signed()).unwrap(),
-            rustix::process::Signal::KILL,
-        )
-        .unwrap();
+    for child in children(shell.pid()) {
+        kill_process(Pid::from_raw(child.cast_signed()).unwrap(), Signal::KILL).unwrap();
     }
 }
 
-fn pids(profile: &Profile) -> std::collections::BTreeSet<String> {
+fn pids(profile: &Profile) -> BTreeSet<String> {
     profile.pprof.0.sample.iter().map(|sample| profile.pprof.labels(sample)["pid"].clone()).collect()
 }
 
@@ -136,6 +133,27 @@ fn short_processes() {
     assert!(profile.share("brief", &[]).all > 2000, "60 x 150 ms x 499 Hz: {:?}", profile.share("brief", &[]));
 }
 
+/// Fifty programs, each a file of its own: nothing fills up.
+#[test]
+fn many_executables() {
+    const PROGRAMS: usize = 50;
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..PROGRAMS {
+        let _copy = lab.copy("brief", folder.path(), &format!("copy{number}"));
+    }
+    let script = format!("for i in $(seq 0 {}); do {}/copy$i 100; done", PROGRAMS - 1, folder.path().display());
+    let profile = lab.record(&["-F", "499"]).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    let chain = from_main(&["outer", "inner", "leaf"]);
+    let shares: Vec<_> = (0..PROGRAMS).map(|number| profile.share(&format!("copy{number}"), &[&chain])).collect();
+    for share in &shares {
+        assert!(share.all >= 20 && share.part() >= 0.8, "{share:?} of {shares:?}");
+    }
+    let (right, all) = shares.iter().fold((0, 0), |(right, all), share| (right + share.right, all + share.all));
+    println!("{right} of {all} samples have the chain");
+    assert!(right * 100 >= all * 95, "{right} of {all} samples have the chain");
+}
+
 /// A program whose file was removed while it runs.
 #[test]
 fn deleted_executable() {
@@ -143,7 +161,7 @@ fn deleted_executable() {
     let folder = tempfile::tempdir().unwrap();
     let file = lab.copy("chain12", folder.path(), "deleted");
     let program = Program::start(&file, &[LONG]);
-    wait_for("the program to start", || spanflame_tests::system::name(program.pid()).as_deref() == Some("deleted"));
+    wait_for("the program to start", || name(program.pid()).as_deref() == Some("deleted"));
     fs::remove_file(file).unwrap();
     let profile = lab.record(&["-F", "499", "-d", "4s"]).pid(program.pid()).start().profile();
     check_chain12(&profile, "deleted");
@@ -185,6 +203,6 @@ fn in_mount_namespace(lab: &Lab, path: &Path) -> Program {
         path = path.display(),
     );
     let program = Program::start(Path::new("unshare"), &["-m", "sh", "-c", &script]);
-    wait_for("the program to start", || spanflame_tests::system::name(program.pid()).as_deref() == Some("hidden"));
+    wait_for("the program to start", || name(program.pid()).as_deref() == Some("hidden"));
     program
 }

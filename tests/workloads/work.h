@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* Some milliseconds: long beside the system call that asks whether it is enough. */
-#define ROUNDS_OF_LEAF 4000000u
+/* About 20 ms: long beside the system call that asks whether it is enough. */
+#define ROUNDS_OF_LEAF 16000000u
 
 /* Never inlined, never copied under another name. */
 #define KEPT __attribute__((noinline, noclone))
