@@ -8,7 +8,7 @@ use profiler_model::{
 };
 
 use crate::locate::{LocatedFrame, LocatedSample};
-use crate::tracker::{ANONYMOUS_CODE, Code, Tracker};
+use crate::tracker::{ANONYMOUS_CODE, Code, Executable, Tracker};
 use crate::worker::{FileKey, Frame};
 
 /// The kernel's half of the address space, on x86_64 and aarch64.
@@ -93,7 +93,10 @@ impl Aggregator {
         if self.known.insert(location)
             && let Some((code, (_mapping, bias))) = place
         {
-            if code.file == ANONYMOUS_CODE {
+            if tracker.executable(code.file).is_none_or(Executable::is_awaited) {
+                // What the address means is not known in time: it stays without a name.
+                self.known.remove(&location);
+            } else if code.file == ANONYMOUS_CODE {
                 self.name(location, "[jit]");
             } else {
                 self.want(code.file, frame.address.in_file(bias), location);
@@ -139,7 +142,9 @@ impl Aggregator {
         if self.profile.main_mapping().is_none() && !path.contains(".so") && !path.starts_with('[') {
             self.profile.set_main_mapping(id);
         }
-        self.mappings.insert((pid, code), (id, bias));
+        if !executable.is_none_or(Executable::is_awaited) {
+            self.mappings.insert((pid, code), (id, bias));
+        }
         (id, bias)
     }
 

@@ -6,7 +6,8 @@ use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
 use profiler_common::record::{FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason};
 use profiler_common::step::{Machine, NoBarrier, Registers, stop_reason};
 
-use crate::tracker::{Code, TrackedProcess, Tracker, UnwindingState};
+use crate::tracker::{Code, TrackedProcess, Tracker};
+use crate::worker::FileKey;
 
 /// A user frame and the code that it is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +32,11 @@ pub(crate) struct LocatedSample {
     pub(crate) stop: StopReason,
 }
 
-/// Locates a sample; `None` while a table that it needs is being built. With `give_up` it makes do
-/// with what there is.
-pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> Option<LocatedSample> {
+/// Locates a sample. With `give_up` it makes do with what there is.
+///
+/// # Errors
+/// With the file whose table it has to wait for.
+pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> Result<LocatedSample, FileKey> {
     let header = sample.header;
     let mut frames = sample.user_frames.to_vec();
     let mut stop = header.stop;
@@ -45,8 +48,8 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> O
         } else if stop.can_go_on() {
             stop = match go_on(sample, tracker, process, &mut frames) {
                 GoneOn::Stopped(stop) => stop,
-                GoneOn::TableWaiting if give_up => StopReason::NoUnwindTable,
-                GoneOn::TableWaiting => return None,
+                GoneOn::NeedsTable(_file) if give_up => StopReason::NoUnwindTable,
+                GoneOn::NeedsTable(file) => return Err(file),
             };
         }
     }
@@ -62,7 +65,7 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> O
     drop_what_is_no_code(&mut user_frames, &mut stop);
     let kernel_frames = sample.kernel_frames.iter().enumerate();
     let kernel_frames = kernel_frames.map(|(depth, pc)| VirtualAddress(pc - u64::from(depth > 0))).collect();
-    Some(LocatedSample { header, kernel_frames, user_frames, stop })
+    Ok(LocatedSample { header, kernel_frames, user_frames, stop })
 }
 
 fn lookup_address(frame: u64) -> VirtualAddress {
@@ -86,7 +89,7 @@ fn drop_what_is_no_code(frames: &mut Vec<LocatedFrame>, stop: &mut StopReason) {
 
 enum GoneOn {
     Stopped(StopReason),
-    TableWaiting,
+    NeedsTable(FileKey),
 }
 
 /// Unwinds from where the kernel program stopped, in the stack copy.
@@ -122,8 +125,8 @@ fn rule_at(
     let code = process.mapping_at(address, time).ok_or(GoneOn::Stopped(StopReason::NotCode))?;
     let missing = || GoneOn::Stopped(StopReason::NoUnwindTable);
     let executable = tracker.executable(code.file).ok_or_else(missing)?;
-    if matches!(executable.unwinding, UnwindingState::Waiting) {
-        return Err(GoneOn::TableWaiting);
+    if executable.is_awaited() {
+        return Err(GoneOn::NeedsTable(code.file));
     }
     let svma = address.in_file(executable.bias(code.start, code.file_offset));
     executable.rule(svma, tracker.tables()).ok_or_else(missing)

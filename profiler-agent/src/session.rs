@@ -32,6 +32,9 @@ use crate::{clock, proc_fs};
 /// How often samples are fetched and symbols asked for. Sooner when the kernel says that much waits.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Requests that the worker for tables has at once: one in work, one at hand.
+const TABLES_IN_FLIGHT: usize = 2;
+
 /// How often what is no longer needed is given back.
 const TIDY_NS: u64 = 1_000_000_000;
 
@@ -175,20 +178,30 @@ impl Session {
 
     fn settle(&mut self) {
         let Self { waiting, tracker, aggregator, counts, .. } = self;
-        waiting.settle(clock::monotonic(), tracker, counts, |sample| aggregator.add(&sample, tracker));
+        let needed = waiting.settle(clock::monotonic(), tracker, counts, |sample| aggregator.add(&sample, tracker));
+        for file in needed {
+            self.tracker.demand(file);
+        }
+        self.request_tables();
     }
 
+    /// The worker gets few requests at a time, so that what samples wait for goes before the rest.
     fn request_tables(&mut self) {
-        for wanted in self.tracker.take_wanted() {
-            if !self.tables_worker.request_table(wanted.key, wanted.file) {
-                self.tracker.table_refused(wanted.key);
-            }
+        while self.tables_worker.pending() < TABLES_IN_FLIGHT
+            && let Some(wanted) = self.tracker.take_wanted()
+        {
+            // Its queue is far from full.
+            let _asked = self.tables_worker.request_table(wanted.key, wanted.file);
         }
     }
 
     fn answered(&mut self, reply: Reply) {
         match reply {
-            Reply::Table { key, result } => self.tracker.table_built(key, result),
+            Reply::Table { key, result } => {
+                self.tracker.table_built(key, result);
+                self.request_tables();
+                self.settle();
+            }
             Reply::Symbols { key, result } => symbols::answered(&mut self.aggregator, &mut self.counts, key, result),
         }
     }
@@ -203,7 +216,7 @@ impl Session {
         let deadline = Instant::now() + FINISH;
         self.run_until(tokio::time::sleep(Duration::from_millis(50))).await;
         self.tick();
-        while (self.tables_worker.pending() > 0 && self.waiting.needs_tables()) && Instant::now() < deadline {
+        while self.waiting.needs_tables() && Instant::now() < deadline {
             self.run_until(tokio::time::sleep(TICK)).await;
         }
         let Self { waiting, tracker, aggregator, counts, .. } = &mut self;

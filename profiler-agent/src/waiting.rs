@@ -1,7 +1,7 @@
 //! Samples on their way from the ring buffer to the profile: they wait until the sideband has told
 //! what was mapped when they were taken, and until the tables that they need are built.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use profiler_common::address::MonotonicNs;
 use profiler_common::counter::Counter;
@@ -10,6 +10,7 @@ use profiler_common::record::Sample;
 use crate::counts::Counts;
 use crate::locate::{LocatedSample, locate};
 use crate::tracker::Tracker;
+use crate::worker::FileKey;
 
 /// How long after it was taken a sample is looked at. By then the sideband records of all CPUs up
 /// to its time are in their rings: a record is written microseconds after its time stamp.
@@ -35,14 +36,16 @@ impl Waiting {
         self.fresh.push_back(record.into());
     }
 
-    /// Locates what can be located at `now`, and hands it on.
+    /// Locates what can be located at `now`, and hands it on. Returns the files whose tables are
+    /// needed for more.
     pub(crate) fn settle(
         &mut self,
         now: MonotonicNs,
         tracker: &Tracker,
         counts: &mut Counts,
         mut done: impl FnMut(LocatedSample),
-    ) {
+    ) -> HashSet<FileKey> {
+        let mut needed = HashSet::new();
         let mut due = std::mem::take(&mut self.for_table);
         while let Some(record) = self.fresh.front() {
             let settled =
@@ -60,14 +63,18 @@ impl Waiting {
             };
             let overflow = self.words > MOST_WORDS;
             match locate(&sample, tracker, overflow) {
-                Some(located) => {
+                Ok(located) => {
                     counts.add(Counter::WaitingOverflow, u64::from(overflow));
                     self.words -= record.len();
                     done(located);
                 }
-                None => self.for_table.push(record),
+                Err(file) => {
+                    needed.insert(file);
+                    self.for_table.push(record);
+                }
             }
         }
+        needed
     }
 
     /// Whether samples wait for a table.
@@ -79,8 +86,8 @@ impl Waiting {
     pub(crate) fn give_up(&mut self, tracker: &Tracker, counts: &mut Counts, mut done: impl FnMut(LocatedSample)) {
         for record in self.for_table.drain(..).chain(self.fresh.drain(..)) {
             match Sample::decode(&record).map(|sample| locate(&sample, tracker, true)) {
-                Ok(Some(located)) => done(located),
-                Ok(None) | Err(_) => counts.add(Counter::LostUndecodable, 1),
+                Ok(Ok(located)) => done(located),
+                Ok(Err(_)) | Err(_) => counts.add(Counter::LostUndecodable, 1),
             }
         }
         self.words = 0;

@@ -39,12 +39,14 @@ pub(crate) struct PlacedPart {
 /// What is known of an executable's unwind table.
 #[derive(Debug)]
 pub(crate) enum Unwinding {
+    /// Nobody needed it yet, or it was given up for want of room when nobody did.
+    Unasked,
     /// The worker builds it.
     Waiting,
     /// The kernel has it.
     Placed(Vec<PlacedPart>),
-    /// There was one, and its room was needed; it is built again when a process maps the file.
-    Evicted,
+    /// There is no room for it now.
+    NoRoom,
     /// There is none.
     Missing,
 }
@@ -76,6 +78,11 @@ impl Executable {
         bias_of_mapping(&self.segments, start, file_offset, page_bytes).unwrap_or(Bias(start.0))
     }
 
+    /// Whether its table, and with it what its addresses mean, is yet to come.
+    pub(crate) fn is_awaited(&self) -> bool {
+        matches!(self.unwinding, Unwinding::Unasked | Unwinding::Waiting)
+    }
+
     /// The rule for `address`, read from where the kernel reads it.
     pub(crate) fn rule(&self, address: Svma, tables: &Tables) -> Option<Rule> {
         let Unwinding::Placed(parts) = &self.unwinding else { return None };
@@ -104,8 +111,8 @@ pub(crate) const ANONYMOUS: FileKey = FileKey(0);
 pub(crate) enum Found {
     /// A known file.
     Known(FileKey),
-    /// A file seen for the first time: its table is to be built from this.
-    New(FileKey, Arc<OwnedFd>),
+    /// A file seen for the first time.
+    New(FileKey),
     /// A file that could not be opened.
     Unreadable,
     /// Memory where no user code is.
@@ -138,7 +145,7 @@ impl Executables {
             build_id: String::new(),
             file,
             segments: Vec::new(),
-            unwinding: Unwinding::Waiting,
+            unwinding: Unwinding::Unasked,
             row_count: 0,
             idle_since: None,
             identity,
@@ -182,9 +189,9 @@ impl Executables {
                 }
                 Found::Known(key)
             }
-            None => Found::New(self.add(shown_path(mapping), Some(Arc::clone(&file)), Some(identity)), file),
+            None => Found::New(self.add(shown_path(mapping), Some(file), Some(identity))),
         };
-        if let (true, Found::Known(key) | Found::New(key, _)) = (mapping.file.generation != 0, &found) {
+        if let (true, Found::Known(key) | Found::New(key)) = (mapping.file.generation != 0, &found) {
             self.by_id.insert(mapping.file, *key);
         }
         found
@@ -196,10 +203,9 @@ impl Executables {
             return Found::Known(key);
         }
         let Some(file) = copy_of_vdso() else { return Found::Unreadable };
-        let file = Arc::new(file);
-        let key = self.add("[vdso]".to_owned(), Some(Arc::clone(&file)), None);
+        let key = self.add("[vdso]".to_owned(), Some(Arc::new(file)), None);
         self.vdso = Some(key);
-        Found::New(key, file)
+        Found::New(key)
     }
 
     /// Forgets that this file is known by a number that another file may get.

@@ -5,7 +5,7 @@ mod executables;
 mod process;
 mod space;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ use crate::proc_fs;
 use crate::worker::{FileError, FileKey};
 use profiler_common::counter::Counter;
 
-pub(crate) use self::executables::{ANONYMOUS as ANONYMOUS_CODE, Executable, Unwinding as UnwindingState};
+pub(crate) use self::executables::{ANONYMOUS as ANONYMOUS_CODE, Executable};
 pub(crate) use self::process::{CodeMapping as Code, Process as TrackedProcess};
 
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
@@ -73,7 +73,8 @@ pub(crate) struct Tracker {
     rows: Space,
     ranges: Space,
     next_generation: u32,
-    wanted: Vec<WantedTable>,
+    /// The tables to build, in this order.
+    wanted: VecDeque<FileKey>,
     pub(crate) counts: Counts,
 }
 
@@ -91,7 +92,7 @@ impl Tracker {
             rows: Space::new(row_chunks, rows_per_chunk),
             ranges: Space::new(1, ranges),
             next_generation: 1,
-            wanted: Vec::new(),
+            wanted: VecDeque::new(),
             counts: Counts::default(),
         };
         tracker.place_anonymous_table();
@@ -132,6 +133,8 @@ impl Tracker {
 
     /// Reads from /proc what the process has mapped now.
     fn scan(&mut self, pid: Pid) {
+        // A node runs hundreds of executables, and few of them burn time.
+        let eager = matches!(self.interest, Interest::Only { .. });
         let scanned_at = clock::monotonic();
         let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
         if mappings.is_empty() {
@@ -143,7 +146,7 @@ impl Tracker {
         process.scanned_at = scanned_at;
         self.processes.insert(pid, process);
         for mapping in &mappings {
-            self.map(pid, mapping, ALWAYS);
+            self.map(pid, mapping, ALWAYS, eager);
         }
     }
 
@@ -175,7 +178,7 @@ impl Tracker {
         match event.kind {
             SidebandKind::Mapped(mapping) => {
                 self.process_or_new(event.pid, time);
-                self.map(event.pid, &mapping, time);
+                self.map(event.pid, &mapping, time, true);
             }
             SidebandKind::Exec { comm } => {
                 let process = self.process_or_new(event.pid, time);
@@ -225,11 +228,14 @@ impl Tracker {
         }
     }
 
-    fn map(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs) {
+    /// Notes a mapping; `eager`: its table is built at once, not when a sample needs it.
+    fn map(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs, eager: bool) {
         let file = match self.executables.find(pid, mapping) {
             Found::Known(key) => key,
-            Found::New(key, file) => {
-                self.wanted.push(WantedTable { key, file });
+            Found::New(key) => {
+                if eager {
+                    self.ask(key);
+                }
                 key
             }
             Found::Unreadable => return self.counts.add(Counter::ExecutableUnreadable, 1),
@@ -237,12 +243,6 @@ impl Tracker {
         };
         if let Some(executable) = self.executables.get_mut(file) {
             executable.idle_since = None;
-            if matches!(executable.unwinding, Unwinding::Evicted)
-                && let Some(open) = &executable.file
-            {
-                executable.unwinding = Unwinding::Waiting;
-                self.wanted.push(WantedTable { key: file, file: Arc::clone(open) });
-            }
         }
         if let Some(process) = self.processes.get_mut(&pid) {
             process.map((mapping.start, mapping.end), mapping.file_offset, file, since);
@@ -270,14 +270,44 @@ impl Tracker {
                 process.scanned_at = now;
             }
             for mapping in &mappings {
-                self.map(pid, mapping, now);
+                self.map(pid, mapping, now, false);
             }
         }
     }
 
-    /// The tables to build since this was last asked.
-    pub(crate) fn take_wanted(&mut self) -> Vec<WantedTable> {
-        std::mem::take(&mut self.wanted)
+    /// The next table to build.
+    pub(crate) fn take_wanted(&mut self) -> Option<WantedTable> {
+        while let Some(key) = self.wanted.pop_front() {
+            let Some(executable) = self.executables.get_mut(key) else { continue };
+            if let Some(file) = &executable.file {
+                return Some(WantedTable { key, file: Arc::clone(file) });
+            }
+            executable.unwinding = Unwinding::Missing;
+        }
+        None
+    }
+
+    /// Samples wait for this table: it is built before others.
+    pub(crate) fn demand(&mut self, key: FileKey) {
+        self.ask(key);
+        if let Some(at) = self.wanted.iter().position(|wanted| *wanted == key) {
+            self.wanted.remove(at);
+            self.wanted.push_front(key);
+        }
+    }
+
+    /// Has the table built, unless it was asked for before.
+    fn ask(&mut self, key: FileKey) {
+        let Some(executable) = self.executables.get_mut(key) else { return };
+        if !matches!(executable.unwinding, Unwinding::Unasked) {
+            return;
+        }
+        if executable.file.is_some() {
+            executable.unwinding = Unwinding::Waiting;
+            self.wanted.push_back(key);
+        } else {
+            executable.unwinding = Unwinding::Missing;
+        }
     }
 
     /// Takes in the table of an executable, or the reason why there is none.
@@ -307,14 +337,6 @@ impl Tracker {
         self.publish();
     }
 
-    /// The worker's queue is full: the executable goes without a table until it is mapped again.
-    pub(crate) fn table_refused(&mut self, key: FileKey) {
-        self.counts.add(Counter::TablesFull, 1);
-        if let Some(executable) = self.executables.get_mut(key) {
-            executable.unwinding = Unwinding::Evicted;
-        }
-    }
-
     /// Memory mapped from something that is no ELF file, such as a JIT's memfd.
     fn anonymous_parts(&self) -> Unwinding {
         match self.executables.get(ANONYMOUS).map(|anonymous| &anonymous.unwinding) {
@@ -331,7 +353,7 @@ impl Tracker {
                 None => {
                     self.counts.add(Counter::TablesFull, 1);
                     self.release_rows(&placed);
-                    return Unwinding::Evicted;
+                    return Unwinding::NoRoom;
                 }
             }
         }
@@ -366,8 +388,9 @@ impl Tracker {
             if key == ANONYMOUS || executable.idle_since.is_none() || executable.segments.is_empty() {
                 continue;
             }
-            if let Unwinding::Placed(parts) = std::mem::replace(&mut executable.unwinding, Unwinding::Evicted) {
-                released.extend(parts);
+            if let Unwinding::Placed(parts) = &mut executable.unwinding {
+                released.append(parts);
+                executable.unwinding = Unwinding::Unasked;
             }
         }
         self.release_rows(&released);
@@ -470,13 +493,11 @@ impl Tracker {
             if used.contains(&key) {
                 executable.idle_since = None;
                 // Twice the room that it needs: no piece of it may cross a chunk.
-                if matches!(executable.unwinding, Unwinding::Evicted)
+                if matches!(executable.unwinding, Unwinding::NoRoom)
                     && let Some(rest) = free_rows.checked_sub(executable.row_count * 2)
-                    && let Some(file) = &executable.file
                 {
                     free_rows = rest;
-                    executable.unwinding = Unwinding::Waiting;
-                    self.wanted.push(WantedTable { key, file: Arc::clone(file) });
+                    executable.unwinding = Unwinding::Unasked;
                 }
             } else if over(*executable.idle_since.get_or_insert(now)) && executable.file.is_some() {
                 closed.push(key);
