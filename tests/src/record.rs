@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use crate::Profile;
@@ -45,6 +46,13 @@ impl Record {
     #[must_use]
     pub fn pid(self, pid: u32) -> Self {
         self.args(["-p", &pid.to_string()])
+    }
+
+    /// Makes it the leader of a process group, as a shell does for what it runs on a terminal.
+    #[must_use]
+    pub fn in_own_group(mut self) -> Self {
+        self.command.process_group(0);
+        self
     }
 
     /// Starts it.
@@ -86,6 +94,14 @@ impl Running {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child.0);
         kill_process(pid, signal).expect("sending a signal to the profiler");
+    }
+
+    /// Sends a signal to it and its command, as a terminal does. It must be in its own group.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn signal_group(&self, signal: Signal) {
+        kill_process_group(Pid::from_child(&self.child.0), signal).expect("sending a signal to the profiler's group");
     }
 
     /// Waits for its end, whatever that is.

@@ -65,6 +65,20 @@ pub fn children(parent: u32) -> Vec<u32> {
     pids.filter(|pid| status(*pid, "PPid").as_ref() == Some(&parent)).collect()
 }
 
+/// The process below `ancestor` that has this name, children before their children.
+#[must_use]
+pub fn descendant(ancestor: u32, wanted: &str) -> Option<u32> {
+    let children = children(ancestor);
+    let own = children.iter().copied().find(|pid| name(*pid).as_deref() == Some(wanted));
+    own.or_else(|| children.into_iter().find_map(|child| descendant(child, wanted)))
+}
+
+/// Whether a process has mapped a file whose path ends in this.
+#[must_use]
+pub fn maps(pid: u32, file: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.lines().any(|line| line.ends_with(file)))
+}
+
 /// A program beside the recording; killed at the end of the test.
 #[derive(Debug)]
 pub struct Program(Child);

@@ -206,6 +206,18 @@ fn frame_pointers_without_tables() {
     assert!(found >= 3 * profile.figure("samples_written") / 2, "{found} frames by frame pointer");
 }
 
+/// Code that belongs to no file, as just-in-time compilers write it.
+#[test]
+fn generated_code() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&OPTIONS).of(&lab.workload("generated"), &["4000"]).profile();
+    profile.check_chain("generated", &from_main(&["enter", ANY, "leaf"]), LEAST);
+    let longest =
+        profile.of("generated").iter().filter(|stack| stack.holds("leaf")).map(|stack| stack.user.len()).max();
+    assert_eq!(longest, Some(from_main(&["enter", "generated", "leaf"]).len()), "one frame of generated code");
+    assert!(profile.figure("frames_by_frame_pointer") > 0, "{:?}", profile.quality);
+}
+
 /// A leaf that has no frame of its own, in code with frame pointers: the register holds the frame of
 /// its caller. To follow it leaves that caller out, so the stack has to be whole or to be cut.
 #[test]

@@ -102,6 +102,21 @@ fn command_of(running: &Running, program: &str) -> u32 {
     find().unwrap()
 }
 
+/// Ctrl-C at a terminal goes to the command too.
+#[test]
+fn interrupt_of_a_command() {
+    let Some(lab) = lab() else { return };
+    let running = lab.record(&["-F", "199"]).in_own_group().of(&lab.workload("chain12"), &["120"]);
+    let command = command_of(&running, "chain12");
+    running.wait_until_sampling();
+    running.signal_group(Signal::INT);
+    let ended = running.end();
+    assert!(!runs(command), "left running");
+    assert!([Some(0), Some(128 + 2)].contains(&ended.status.code()), "{ended:?}");
+    assert_eq!(ended.files().len(), 2, "{ended:?}");
+    let _checked = ended.profile();
+}
+
 #[test]
 fn termination_ends_the_command() {
     let Some(lab) = lab() else { return };

@@ -111,7 +111,8 @@ fn stop_and_count(running: &Running, programs: &BTreeSet<u32>) -> (u64, Option<u
     (before, last)
 }
 
-/// On a CPU that is kept busy, the samples are those that the rate and the time ask for.
+/// On a CPU that is kept busy, the samples are those that the rate and the time ask for; the kernel
+/// skips a few while map updates run on that CPU, and a hypervisor may take the CPU away.
 #[test]
 fn rate_on_a_busy_cpu() {
     let Some(lab) = lab() else { return };
@@ -122,7 +123,7 @@ fn rate_on_a_busy_cpu() {
     let samples: i64 = on_it.map(|sample| sample.value[0]).sum();
     let due = profile.json["duration_ns"].as_u64().unwrap() as f64 * 499.0 / 1e9;
     println!("{samples} samples on CPU {cpu}, {due:.0} due; {:?}", profile.quality);
-    assert!(samples as f64 >= 0.99 * due && samples as f64 <= 1.01 * due, "{samples} samples, {due:.0} due");
+    assert!(samples as f64 >= 0.99 * due && samples as f64 <= 1.005 * due, "{samples} samples, {due:.0} due");
     let allowed = profile.figure("missed_by_kernel_uncertainty") + due as u64 / 100;
     assert!(profile.figure("missed_by_kernel") <= allowed, "{:?}", profile.quality);
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use object::read::elf::{FileHeader as _, SectionHeader as _};
 use object::{Endianness, elf};
-use spanflame_tests::system::{children, wait_for};
+use spanflame_tests::system::{children, maps, wait_for};
 use spanflame_tests::{Lab, Profile, Stack, from_main, lab};
 
 const CHAIN: [&str; 13] = ["f01", "f02", "f03", "f04", "f05", "f06", "f07", "f08", "f09", "f10", "f11", "f12", "leaf"];
@@ -163,12 +163,7 @@ fn executable_cut_while_it_runs() {
     let running = lab.record(&["-F", "499"]).of(&lab.workload("host"), &arguments);
     running.wait_until_sampling();
     // The program itself may die of it (SIGBUS), the recording may not.
-    let mapped = || {
-        let children = children(running.pid());
-        children
-            .iter()
-            .any(|pid| fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains("libcut.so")))
-    };
+    let mapped = || children(running.pid()).into_iter().any(|pid| maps(pid, "libcut.so"));
     wait_for("the library to be loaded", mapped);
     fs::File::options().write(true).open(&library).unwrap().set_len(0).unwrap();
     let ended = running.end();

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
-use spanflame_tests::system::{Program, children, name, output, wait_for};
-use spanflame_tests::{Lab, Profile, from_main, lab};
+use spanflame_tests::system::{Program, children, descendant, maps, name, output, wait_for};
+use spanflame_tests::{ANY, LIBC, Lab, Profile, from_main, lab};
 
 const LEAST: f64 = 0.995;
 const CHAIN: [&str; 13] = ["f01", "f02", "f03", "f04", "f05", "f06", "f07", "f08", "f09", "f10", "f11", "f12", "leaf"];
@@ -131,6 +131,72 @@ fn short_processes() {
     let profile = lab.record(&["-F", "499"]).of(Path::new("/bin/sh"), &["-c", &script]).profile();
     profile.check_chain("brief", &from_main(&["outer", "inner", "leaf"]), 0.95);
     assert!(profile.share("brief", &[]).all > 2000, "60 x 150 ms x 499 Hz: {:?}", profile.share("brief", &[]));
+}
+
+/// A process whose first thread has ended: its own entry in /proc shows no mappings any more.
+#[test]
+fn process_without_its_first_thread() {
+    let Some(lab) = lab() else { return };
+    let program = Program::start(&lab.workload("leaderless"), &["100000"]);
+    let zombie = || fs::read_to_string(format!("/proc/{}/stat", program.pid())).is_ok_and(|stat| stat.contains(") Z "));
+    wait_for("the first thread to end", zombie);
+    let profile = lab.record(&["-F", "499", "-d", "4s"]).pid(program.pid()).start().profile();
+    profile.check_chain("leaderless", &[LIBC, LIBC, "heir", "outer", "leaf"], LEAST);
+}
+
+/// More changes of mappings than can be told: what can't be known is cut, the rest is right.
+#[test]
+fn storm_of_mappings() {
+    let Some(lab) = lab() else { return };
+    let plugin = lab.workload("libplugin.so");
+    let profile = lab.record(&["-F", "499"]).of(&lab.workload("storm"), &["5000", plugin.to_str().unwrap()]).profile();
+    println!("{:?}", profile.quality);
+    let chain = from_main(&["outer", "leaf"]);
+    let working: u64 = profile.of("storm").iter().filter(|stack| stack.holds("leaf")).map(|stack| stack.samples).sum();
+    let right = profile.share("storm", &[&chain]).right;
+    println!("{right} of {working} samples at work have the chain");
+    assert!(working >= 200 && right * 1000 >= working * 995, "{right} of {working}");
+    let share = profile.share("storm", &[&chain, &from_main(&["storm", ANY])]);
+    assert!(share.part() >= 0.95, "{share:?}");
+}
+
+/// The profiler is stopped until records of mappings are lost, among them that of a library: it reads
+/// /proc again and goes on.
+#[test]
+fn lost_records_of_mappings() {
+    let Some(lab) = lab() else { return };
+    let plugin = lab.workload("libplugin.so");
+    let (host, storm) = (lab.workload("host"), lab.workload("storm"));
+    let [host, storm, plugin] = [&host, &storm, &plugin].map(|path| path.display());
+    let script = format!("{storm} 8000 {plugin} & {host} 8000 {plugin} & wait");
+    let running = lab.record(&["-F", "199"]).of(Path::new("/bin/sh"), &["-c", &script]);
+    running.wait_until_sampling();
+    let pid_of = |program: &str| {
+        wait_for(program, || descendant(running.pid(), program).is_some());
+        descendant(running.pid(), program).unwrap()
+    };
+    let (host, storm) = (pid_of("host"), pid_of("storm"));
+    running.signal(Signal::STOP);
+    let before = cpu_ticks(storm);
+    // Hundreds of thousands of mappings: more records than the rings hold.
+    wait_for("the storm", || cpu_ticks(storm) > before + 100);
+    wait_for("the library to be loaded", || maps(host, "libplugin.so"));
+    running.signal(Signal::CONT);
+    let profile = running.profile();
+    println!("{:?}", profile.quality);
+    assert!(profile.figure("sideband_lost") > 0, "{:?}", profile.quality);
+    let before = from_main(&["host_leaf"]);
+    let after = from_main(&["call", "plugin_entry", "plugin_middle", "plugin_leaf"]);
+    profile.check_chains("host", &[&before, &after], 0.9);
+    assert!(profile.share("host", &[&after]).part() > 0.6, "{:?}", profile.share("host", &[&after]));
+}
+
+/// CPU time in user mode and in kernel mode, in ticks of 10 ms.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // proc_pid_stat(5): the fields after the name are numbered from 3; utime is 14, stime 15.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ');
+    fields.skip(14 - 3).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// Fifty programs, each a file of its own: nothing fills up.
