@@ -1,5 +1,7 @@
 //! Programs with known call chains: nearly all their samples hold the exact chain to the root.
 
+#![forbid(unsafe_code)]
+
 use spanflame_tests::{ANY, LIBC, Profile, READ, Share, from_main, lab, matches};
 
 /// The share of samples that must be right: start and exit of a process are in the rest.

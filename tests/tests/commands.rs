@@ -1,5 +1,6 @@
 //! `record -- COMMAND`, how a recording ends, and what is said when there is none.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::fs;

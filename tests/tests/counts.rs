@@ -1,6 +1,7 @@
 //! Counts that are not the profiler's own: the kernel's count of the program's runs, the share of
 //! time that is known, and a CPU whose event is taken away.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::collections::BTreeSet;

@@ -1,5 +1,6 @@
 //! Damaged executables: they cost their own stacks, never those of others, and never a wrong caller.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::fs;

@@ -1,6 +1,7 @@
 //! The pprof: what stands in it agrees with the files and with the other outputs, and Go's tool
 //! reads it.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::path::Path;

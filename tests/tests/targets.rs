@@ -1,5 +1,6 @@
 //! What can be recorded: running processes, the whole node, families, many short processes.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::collections::BTreeSet;
