@@ -96,8 +96,10 @@ enum GoneOn {
 fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frames: &mut Vec<u64>) -> GoneOn {
     let [pc, sp, fp, lr] = sample.header.registers;
     let exact = frames.last().map_or(1, |frame| u64::from(frame & FRAME_EXACT != 0));
-    let mut registers = Registers { pc, sp, fp, lr, exact };
-    let mut stack = StackCopy { start: sp, words: sample.stack, read: [0; 64], ended: false };
+    let interrupted = u64::from(frames.iter().skip(1).any(|frame| frame & FRAME_EXACT != 0));
+    let mut registers = Registers { pc, sp, fp, lr, interrupted, exact };
+    let mut stack =
+        StackCopy { start: sp, words: sample.stack, other: sample.other_registers, read: [0; 64], ended: false };
     while frames.len() < MAX_USER_FRAMES {
         let rule = match rule_at(tracker, process, VirtualAddress(registers.lookup_pc()), sample.header.time) {
             Ok(rule) => rule,
@@ -146,6 +148,7 @@ fn step(rule: u32, registers: &mut Registers, stack: &mut StackCopy<'_>) -> u64 
 struct StackCopy<'a> {
     start: u64,
     words: &'a [u64],
+    other: &'a [u64],
     read: [u64; 64],
     /// A read went beyond the end of the copy.
     ended: bool,
@@ -170,6 +173,10 @@ impl Machine for StackCopy<'_> {
                 1
             }
         }
+    }
+
+    fn other_register(&self, index: u64) -> u64 {
+        usize::try_from(index).ok().and_then(|index| self.other.get(index)).copied().unwrap_or(0)
     }
 
     fn word(&self, index: u64) -> u64 {

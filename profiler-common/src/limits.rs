@@ -43,6 +43,11 @@ pub const SCRATCH_WORDS: usize = 4096;
 
 const _: () = assert!(SCRATCH_WORDS.is_power_of_two());
 const _: () = assert!(
-    crate::record::HEADER_WORDS + MAX_KERNEL_FRAMES + MAX_USER_FRAMES + MAX_STACK_COPY_BYTES / 8 <= SCRATCH_WORDS
+    crate::record::HEADER_WORDS
+        + MAX_KERNEL_FRAMES
+        + MAX_USER_FRAMES
+        + crate::record::OTHER_REGISTER_WORDS
+        + MAX_STACK_COPY_BYTES / 8
+        <= SCRATCH_WORDS
 );
 const _: () = assert!(MAX_USER_FRAMES >= 990);

@@ -1,11 +1,15 @@
 //! The record of one sample, as it goes through the ring buffer: [`HEADER_WORDS`] words, then the
-//! kernel frames, the user frames and the stack copy, all in words of 8 bytes.
+//! kernel frames, the user frames and, where there is a stack copy, [`OTHER_REGISTER_WORDS`] words of
+//! other registers and the copy, all in words of 8 bytes.
 
 use crate::address::{Cpu, MonotonicNs, Pid, Tid};
 use crate::limits::{MAX_KERNEL_FRAMES, MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
 
 /// Words before the frames.
 pub const HEADER_WORDS: usize = 11;
+
+/// Words before the stack copy: x86_64's [`crate::row::OTHER_REGISTERS`] (aarch64: of no meaning).
+pub const OTHER_REGISTER_WORDS: usize = 9;
 
 /// The first byte of every record. Another value is a record of another version.
 pub const KIND_SAMPLE: u8 = 0x51;
@@ -143,6 +147,8 @@ pub struct Sample<'a> {
     pub kernel_frames: &'a [u64],
     /// User frames, leaf first, with `FRAME_EXACT` and `FRAME_BY_FRAME_POINTER`.
     pub user_frames: &'a [u64],
+    /// With a stack copy: x86_64's `OTHER_REGISTERS`.
+    pub other_registers: &'a [u64],
     /// The stack from `registers[1]` (sp) upwards, in words.
     pub stack: &'a [u64],
 }
@@ -193,12 +199,14 @@ impl<'a> Sample<'a> {
                 return Err(DecodeError::OverLimit(what, length));
             }
         }
-        let needed = HEADER_WORDS + kernel + user + stack;
+        let other = if stack > 0 { OTHER_REGISTER_WORDS } else { 0 };
+        let needed = HEADER_WORDS + kernel + user + other + stack;
         if found < needed {
             return Err(DecodeError::TooShort { needed, found });
         }
         let (kernel_frames, rest) = words[HEADER_WORDS..needed].split_at(kernel);
-        let (user_frames, stack) = rest.split_at(user);
+        let (user_frames, rest) = rest.split_at(user);
+        let (other_registers, stack) = rest.split_at(other);
         let mut comm = [0; 16];
         comm[..8].copy_from_slice(&words[word::COMM].to_ne_bytes());
         comm[8..].copy_from_slice(&words[word::COMM + 1].to_ne_bytes());
@@ -218,7 +226,7 @@ impl<'a> Sample<'a> {
                 words[word::REGISTERS + 3],
             ],
         };
-        Ok(Self { header, kernel_frames, user_frames, stack })
+        Ok(Self { header, kernel_frames, user_frames, other_registers, stack })
     }
 }
 
@@ -242,7 +250,8 @@ mod tests {
         into[word::COMM + 1] = u64::from_ne_bytes(*b"me\0\0\0\0\0\0");
         into[word::STACK_BYTES] = stack.len() as u64 * 8;
         let mut at = HEADER_WORDS;
-        for part in [kernel, user, stack] {
+        let other = if stack.is_empty() { [].as_slice() } else { &[9; OTHER_REGISTER_WORDS] };
+        for part in [kernel, user, other, stack] {
             into[at..at + part.len()].copy_from_slice(part);
             at += part.len();
         }
@@ -256,6 +265,7 @@ mod tests {
         let sample = Sample::decode(&words[..length]).unwrap();
         assert_eq!(sample.kernel_frames, [1, 2]);
         assert_eq!(sample.user_frames, [3 | FRAME_EXACT, 4]);
+        assert_eq!(sample.other_registers, [9; OTHER_REGISTER_WORDS]);
         assert_eq!(sample.stack, [5, 6, 7]);
         assert_eq!((sample.header.pid, sample.header.tid), (Pid(7), Tid(8)));
         assert_eq!((sample.header.cpu, sample.header.generation), (Cpu(3), 9));

@@ -61,6 +61,10 @@ pub const DEREF_ADD_8: u8 = 1 << 2;
 pub const SIGNAL: u8 = 1 << 3;
 /// x86_64, with [`DEREF`]: the caller's rbp is the word at rbp (realigned frames of gcc).
 pub const FP_AT_FP: u8 = 1 << 4;
+/// x86_64, without [`DEREF`]: the CFA counts from one of the [`OTHER_REGISTERS`]: the field of the CFA
+/// offset then has its number in the upper 4 bits and the offset in the lower 14
+/// (OpenSSL's assembly keeps the caller's rsp in rax, r9 or r11; gcc's realigning prologue in r10).
+pub const BASE_OTHER: u8 = FP_AT_FP;
 /// aarch64: the return address is in x30. Valid in the first frame and after a signal frame.
 pub const RA_IN_LR: u8 = 1 << 1;
 /// aarch64: the caller's x29 is 8 bytes below the return address; otherwise x29 is unchanged.
@@ -84,12 +88,24 @@ pub const MIN_CFA_OFFSET_BY_8: i32 = -(1 << 17);
 /// one of 540,080 bytes.
 pub const MAX_CFA_OFFSET_BY_8: i32 = (1 << 17) - 1;
 
+/// x86_64: the registers besides rsp and rbp that a CFA can count from: those that a call may change,
+/// by DWARF number (System V ABI, x86-64 supplement, figure 3.36), in the order of `struct pt_regs`:
+/// r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi.
+pub const OTHER_REGISTERS: [u16; 9] = [11, 10, 9, 8, 0, 2, 1, 4, 5];
+
 impl Rule {
     /// Packs a rule for x86_64: `slot` at most [`MAX_SLOT`], `cfa_offset_by_8` from
     /// [`MIN_CFA_OFFSET_BY_8`] to [`MAX_CFA_OFFSET_BY_8`]. Bits beyond are cut off.
     #[must_use]
     pub const fn x86_64(flags: u8, slot: u8, cfa_offset_by_8: i32) -> Self {
         Self((flags as u32) << 24 | ((slot & MAX_SLOT) as u32) << 18 | cfa_offset_by_8.cast_unsigned() & 0x3_ffff)
+    }
+
+    /// Packs a rule for x86_64 whose CFA counts from the register `OTHER_REGISTERS[other]`.
+    /// `cfa_offset_by_8` has 14 bits.
+    #[must_use]
+    pub const fn x86_64_other(other: u8, slot: u8, cfa_offset_by_8: i32) -> Self {
+        Self::x86_64(BASE_OTHER, slot, (other as i32) << 14 | cfa_offset_by_8 & 0x3fff)
     }
 
     /// Packs a rule for aarch64.

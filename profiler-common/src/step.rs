@@ -7,8 +7,8 @@
 
 use crate::record::StopReason;
 use crate::row::{
-    BASE_FP, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE, RA_IN_LR, Rule,
-    SIGNAL, UNSUPPORTED,
+    BASE_FP, BASE_OTHER, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE,
+    RA_IN_LR, Rule, SIGNAL, UNSUPPORTED,
 };
 
 /// The registers of a frame that unwinding needs.
@@ -23,6 +23,8 @@ pub struct Registers {
     pub fp: u64,
     /// aarch64: the link register x30, valid only where `exact` is 1.
     pub lr: u64,
+    /// 1: an unwound signal frame lies below, so registers that are not in here are not known.
+    pub interrupted: u64,
     /// 1: the pc is where the code was. 0: it is a return address, so the call is at `pc - 1`.
     pub exact: u64,
 }
@@ -61,6 +63,10 @@ pub trait Machine {
     /// Reads `words` words (1 to [`MAX_SLOT`]) at `address` into the buffer behind [`Self::word`].
     /// Returns 0, or 1 when they could not be read; the buffer's contents are then of no use.
     fn read(&mut self, address: u64, words: u64) -> u64;
+
+    /// x86_64: one of the [`crate::row::OTHER_REGISTERS`], as it was when the sample was taken. Any
+    /// index is allowed.
+    fn other_register(&self, index: u64) -> u64;
 
     /// A word that the last [`Self::read`] brought. Any index is allowed; one beyond what was read
     /// gives a value of no use.
@@ -130,14 +136,30 @@ fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
     (flag(rule, END) * STOP_END) | (flag(rule, UNSUPPORTED) * STOP_UNSUPPORTED) | (sinks * STOP_NO_FRAME_POINTER)
 }
 
+/// The base of the CFA and the offset from it, for rules whose base may be another register.
+///
+/// Such a register is not restored on the way up. Where the CFA of a caller counts from it, whoever
+/// was called has kept it: otherwise the caller's CFI would be wrong.
+#[inline(always)]
+fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> (u64, u64, u64) {
+    let other = flag(rule, BASE_OTHER) & (1 ^ flag(rule, DEREF));
+    let field = rule << 46;
+    let offset = field.cast_signed() >> 43;
+    let short_offset = (field << 4).cast_signed() >> 47;
+    let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
+    let base = select::<M>(other, machine.other_register(rule >> 14 & 15), base);
+    let offset = select::<M>(other, short_offset.cast_unsigned(), offset.cast_unsigned());
+    (base, offset, other & regs.interrupted)
+}
+
 /// One step on x86_64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not 0.
 #[inline(always)]
 #[must_use]
 pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M) -> u64 {
-    let cfa_offset = (i64::from(Rule(rule).x86_64_cfa_offset_by_8()) << 3).cast_unsigned();
     let rule = u64::from(rule);
     let mut stop = stop_before::<M>(rule, regs);
-    let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
+    let (base, cfa_offset, lost) = x86_64_base(rule, regs, machine);
+    stop |= lost * STOP_RETURN_ADDRESS_LOST;
     let mut cfa = base.wrapping_add(cfa_offset);
     let mut fp_elsewhere = 0;
     let mut fp_found = 0;
@@ -167,7 +189,8 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
     if stop != 0 {
         return stop;
     }
-    *regs = Registers { pc, sp, fp: select::<M>(fp_elsewhere, fp_found, fp), lr: 0, exact: signal };
+    let fp = select::<M>(fp_elsewhere, fp_found, fp);
+    *regs = Registers { pc, sp, fp, lr: 0, interrupted: regs.interrupted | signal, exact: signal };
     0
 }
 
@@ -200,7 +223,8 @@ pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M
     if stop != 0 {
         return stop;
     }
-    *regs = Registers { pc, sp, fp, lr: machine.word(1), exact: signal };
+    let interrupted = regs.interrupted | signal;
+    *regs = Registers { pc, sp, fp, lr: machine.word(1), interrupted, exact: signal };
     0
 }
 
@@ -241,6 +265,10 @@ mod tests {
             0
         }
 
+        fn other_register(&self, index: u64) -> u64 {
+            STACK + index * 16
+        }
+
         fn word(&self, index: u64) -> u64 {
             self.read[(index & 63) as usize]
         }
@@ -263,13 +291,13 @@ mod tests {
     }
 
     fn at(sp: u64, fp: u64) -> Registers {
-        Registers { pc: 0x1000, sp, fp, lr: 0x2222, exact: 1 }
+        Registers { pc: 0x1000, sp, fp, lr: 0x2222, interrupted: 0, exact: 1 }
     }
 
     #[test]
     fn x86_64_leaf_without_frame() {
         let caller = x86(Rule::x86_64(0, 0, 1), at(STACK, 9), &[(STACK, 0x4000)]).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 8, fp: 9, lr: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 8, fp: 9, lr: 0, interrupted: 0, exact: 0 });
         assert_eq!(caller.lookup_pc(), 0x3fff);
     }
 
@@ -277,7 +305,7 @@ mod tests {
     fn x86_64_saved_rbp_is_found_below_the_return_address() {
         // sp + 64 is the CFA, rbp at CFA - 24.
         let caller = x86(Rule::x86_64(0, 3, 8), at(STACK, 9), &[(STACK + 56, 0x4000), (STACK + 40, 77)]).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 64, fp: 77, lr: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 64, fp: 77, lr: 0, interrupted: 0, exact: 0 });
         let caller = x86(Rule::x86_64(0, 1, 8), at(STACK, 9), &[(STACK + 56, 0x4000)]).unwrap();
         assert_eq!(caller.fp, 0, "an rbp that is not known is not kept");
     }
@@ -286,7 +314,7 @@ mod tests {
     fn x86_64_frame_pointer_must_rise() {
         let rule = Rule::X86_64_FRAME_POINTER;
         let caller = x86(rule, at(STACK, STACK + 32), &[(STACK + 32, STACK + 64), (STACK + 40, 0x4000)]).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 48, fp: STACK + 64, lr: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 48, fp: STACK + 64, lr: 0, interrupted: 0, exact: 0 });
         assert_eq!(x86(rule, at(STACK + 40, STACK + 32), &[]), Err(StopReason::NoFramePointer));
         assert_eq!(x86(rule, at(STACK, 0), &[]), Err(StopReason::NoFramePointer), "0 proves nothing");
         assert_eq!(x86(rule, at(STACK, STACK + 8000), &[]), Err(StopReason::UnreadableStack));
@@ -296,7 +324,7 @@ mod tests {
     fn x86_64_signal_frame_restores_what_was_interrupted() {
         let values = [(STACK + 120, 0xb), (STACK + 160, 0x9000), (STACK + 168, 0x4444)];
         let caller = x86(Rule::X86_64_SIGNAL, at(STACK, 9), &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0, exact: 1 });
+        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0, interrupted: 1, exact: 1 });
         assert_eq!(caller.lookup_pc(), 0x4444);
     }
 
@@ -306,7 +334,7 @@ mod tests {
         let rule = Rule::x86_64(BASE_FP | DEREF | FP_AT_FP, 0, -1);
         let values = [(STACK + 24, STACK + 80), (STACK + 32, 55), (STACK + 72, 0x4000)];
         let caller = x86(rule, at(STACK, STACK + 32), &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 80, fp: 55, lr: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 80, fp: 55, lr: 0, interrupted: 0, exact: 0 });
     }
 
     #[test]
@@ -315,7 +343,21 @@ mod tests {
         let rule = Rule::x86_64(DEREF | DEREF_ADD_8, 3, 2);
         let values = [(STACK + 16, STACK + 88), (STACK + 88, 0x4000), (STACK + 72, 55)];
         let caller = x86(rule, at(STACK, 9), &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0, interrupted: 0, exact: 0 });
+    }
+
+    #[test]
+    fn x86_64_cfa_from_another_register() {
+        // The register with number 3 holds STACK + 48; rbp is at CFA - 16.
+        for (offset, return_address_at) in [(1, STACK + 48), (-1, STACK + 32), (3, STACK + 64)] {
+            let rule = Rule::x86_64_other(3, 2, offset);
+            let values = [(return_address_at, 0x4000), (return_address_at - 8, 55)];
+            let caller = x86(rule, at(STACK, 9), &values).unwrap();
+            let sp = return_address_at + 8;
+            assert_eq!(caller, Registers { pc: 0x4000, sp, fp: 55, lr: 0, interrupted: 0, exact: 0 });
+        }
+        let interrupted = Registers { interrupted: 1, ..at(STACK, 9) };
+        assert_eq!(x86(Rule::x86_64_other(3, 2, 1), interrupted, &[]), Err(StopReason::ReturnAddressLost));
     }
 
     #[test]
@@ -361,6 +403,6 @@ mod tests {
         // The four words end at sp + 576; the test stack has 512 bytes, so sp lies below it.
         let values = [(STACK + 32, 0xb), (STACK + 40, 0x3333), (STACK + 48, 0x9000), (STACK + 56, 0x4444)];
         let caller = arm(Rule::AARCH64_SIGNAL, at(STACK + 64 - 576, 9), &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0x3333, exact: 1 });
+        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0x3333, interrupted: 1, exact: 1 });
     }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::counter::Counter;
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, SCRATCH_WORDS};
 use profiler_common::range::ProcessEntry;
-use profiler_common::record::{FLAG_KERNEL_MODE, HEADER_WORDS, StopReason, shape_word, word};
+use profiler_common::record::{FLAG_KERNEL_MODE, HEADER_WORDS, OTHER_REGISTER_WORDS, StopReason, shape_word, word};
 
 use crate::barrier::opaque;
 use crate::maps::{RECORDS, Walk, count};
@@ -26,12 +26,22 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
     record[word::REGISTERS + 1] = walk.registers.sp;
     record[word::REGISTERS + 2] = walk.registers.fp;
     record[word::REGISTERS + 3] = walk.registers.lr;
-    let used = (HEADER_WORDS as u64 + kernel_frames + user_frames) * 8;
-    let copied = if stop.can_go_on() && walk.process.flags & ProcessEntry::NO_STACK_COPY == 0 {
-        copy_stack(record, used, walk.registers.sp)
-    } else {
-        0
-    };
+    let frames_end = HEADER_WORDS as u64 + kernel_frames + user_frames;
+    let mut used = frames_end * 8;
+    let mut copied = 0;
+    if stop.can_go_on() && walk.process.flags & ProcessEntry::NO_STACK_COPY == 0 {
+        let stack_at = frames_end + OTHER_REGISTER_WORDS as u64;
+        copied = copy_stack(record, stack_at * 8, walk.registers.sp);
+        if copied != 0 {
+            let mut index = 0;
+            while index < OTHER_REGISTER_WORDS {
+                let slot = opaque(frames_end + index as u64) & (SCRATCH_WORDS as u64 - 1);
+                record[slot as usize] = walk.other[index];
+                index += 1;
+            }
+            used = stack_at * 8;
+        }
+    }
     record[word::STACK_BYTES] = copied;
     write(record, used + copied);
 }

@@ -26,6 +26,8 @@ pub(crate) struct Walk {
     pub(crate) runs: u64,
     /// `FRAME_BY_FRAME_POINTER` for the next frame, or 0.
     pub(crate) how: u64,
+    /// The other registers when the sample was taken (`profiler_common::row::OTHER_REGISTERS`).
+    pub(crate) other: [u64; 16],
     /// What the last read of user memory brought.
     pub(crate) read: [u64; 64],
 }

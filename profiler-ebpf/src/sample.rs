@@ -39,7 +39,7 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     walk.runs = 0;
     walk.how = 0;
     walk.process = ProcessEntry { first_range: 0, extent: Extent(0), generation: 0, flags: 0 };
-    walk.registers = Registers { pc: 0, sp: 0, fp: 0, lr: 0, exact: 1 };
+    walk.registers = Registers { pc: 0, sp: 0, fp: 0, lr: 0, interrupted: 0, exact: 1 };
 
     let stop = start_walk(process, walk);
     if stop == StopReason::Complete && settings::unwind() != 0 {
@@ -102,6 +102,7 @@ fn start_walk(process: u32, walk: &mut Walk) -> StopReason {
         return StopReason::Process32Bit;
     }
     walk.registers = arch::registers(saved);
+    arch::read_other_registers(saved, &mut walk.other);
     if walk.registers.pc == 0 {
         // A kernel thread with a borrowed mm, or an io_uring worker: never was in user space.
         return StopReason::NoUserStack;

@@ -22,6 +22,8 @@ use crate::maps::{Chunk, PROGRAMS, RANGES, ROWS, SCRATCH, WALK, count};
 struct UserMemory {
     /// `Walk::read` of this CPU.
     read: *mut u64,
+    /// `Walk::other` of this CPU.
+    other: *const u64,
 }
 
 impl Machine for UserMemory {
@@ -34,6 +36,12 @@ impl Machine for UserMemory {
         // address and clears the buffer when it can't be read.
         let result = unsafe { bpf_probe_read_user(self.read.cast(), bytes as u32, address as *const _) };
         opaque(opaque(result as u64) >> 63)
+    }
+
+    #[inline(always)]
+    fn other_register(&self, index: u64) -> u64 {
+        // SAFETY: `Walk::other` has 16 words.
+        unsafe { self.other.add((opaque(index) & 15) as usize).read_volatile() }
     }
 
     #[inline(always)]
@@ -60,7 +68,7 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     };
     // SAFETY: as in `sample::run`, which called this program for the same sample.
     let (record, walk) = unsafe { (&mut *record, &mut *walk) };
-    let mut memory = UserMemory { read: (&raw mut walk.read).cast() };
+    let mut memory = UserMemory { read: (&raw mut walk.read).cast(), other: (&raw const walk.other).cast() };
     let mut registers = walk.registers;
     let mut how = walk.how;
     let first_range = u64::from(walk.process.first_range);

@@ -5,7 +5,8 @@ use crate::expression::Shape;
 use crate::state::Saved;
 use gimli::Register;
 use profiler_common::row::{
-    BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_CFA_OFFSET_BY_8, MAX_SLOT, MIN_CFA_OFFSET_BY_8, Rule, SLOT_FP_UNKNOWN,
+    BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_CFA_OFFSET_BY_8, MAX_SLOT, MIN_CFA_OFFSET_BY_8, OTHER_REGISTERS, Rule,
+    SLOT_FP_UNKNOWN,
 };
 
 /// rbp.
@@ -47,6 +48,9 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
     }
     let slot = slot(row.frame_pointer);
     match row.cfa {
+        Shape::Register(Register(number), offset) if OTHER_REGISTERS.contains(&number) => {
+            other_base(number, slot, offset_by_8(offset)?)
+        }
         Shape::Register(register, offset) => {
             Ok(Encoded::Rule(Rule::x86_64(base(register)?, slot, offset_by_8(offset)?)))
         }
@@ -73,6 +77,14 @@ fn signal(row: &Row) -> Result<Encoded, Unsupported> {
         && row.return_address_at == stored(SIGNAL_RIP)
         && row.frame_pointer_at == stored(SIGNAL_RBP);
     if as_kernel_writes { Ok(Encoded::Rule(Rule::X86_64_SIGNAL)) } else { Err(Unsupported::SignalFrame) }
+}
+
+/// A CFA that counts from a register that is neither rsp nor rbp.
+fn other_base(number: u16, slot: u8, offset_by_8: i32) -> Result<Encoded, Unsupported> {
+    const OFFSETS: std::ops::Range<i32> = -(1 << 13)..1 << 13;
+    let other = OTHER_REGISTERS.iter().position(|other| *other == number).and_then(|other| u8::try_from(other).ok());
+    let other = other.filter(|_| OFFSETS.contains(&offset_by_8)).ok_or(Unsupported::CfaOffset)?;
+    Ok(Encoded::Rule(Rule::x86_64_other(other, slot, offset_by_8)))
 }
 
 fn base(register: Register) -> Result<u8, Unsupported> {

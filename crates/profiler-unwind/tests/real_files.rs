@@ -9,7 +9,7 @@ use gimli::{
 };
 use object::{Object, ObjectSection};
 use profiler_common::address::{FileOffset, Svma, VirtualAddress};
-use profiler_common::row::{END, Rule, SLOT_FP_UNKNOWN, UNSUPPORTED};
+use profiler_common::row::{END, OTHER_REGISTERS, Rule, SLOT_FP_UNKNOWN, UNSUPPORTED};
 use profiler_unwind::{
     Arch, Machine, Registers, UnwindTable, bias_of_mapping, build, lookup, step_aarch64, step_x86_64,
 };
@@ -20,6 +20,8 @@ type Row = UnwindTableRow<usize>;
 /// Where the made-up frame has its stack pointer and frame pointer, far apart and aligned.
 const SP: u64 = 0x7f00_0000_0000;
 const FP: u64 = SP + 0x10_0000;
+/// The first of the other registers; the next ones are 64 above each other.
+const OTHER: u64 = SP + 0x20_0000;
 const LR: u64 = 0x1234_5678;
 
 /// A share of rows that can't be expressed above which something must be wrong.
@@ -43,6 +45,10 @@ impl Machine for MadeUp {
         0
     }
 
+    fn other_register(&self, index: u64) -> u64 {
+        OTHER + index * 64
+    }
+
     fn word(&self, index: u64) -> u64 {
         self.read.get(usize::try_from(index).unwrap()).copied().unwrap_or(0)
     }
@@ -50,7 +56,7 @@ impl Machine for MadeUp {
 
 /// The caller as our rule finds it: pc, sp, fp.
 fn by_rule(arch: Arch, rule: Rule, pc: u64) -> Result<[u64; 3], u64> {
-    let mut regs = Registers { pc, sp: SP, fp: FP, lr: LR, exact: 1 };
+    let mut regs = Registers { pc, sp: SP, fp: FP, lr: LR, interrupted: 0, exact: 1 };
     let stop = match arch {
         Arch::X86_64 => step_x86_64(rule.0, &mut regs, &mut MadeUp::default()),
         Arch::Aarch64 => step_aarch64(rule.0, &mut regs, &mut MadeUp::default(), 0),
@@ -73,6 +79,9 @@ impl Reference<'_> {
             (Arch::X86_64, 6) | (Arch::Aarch64, 29) => FP,
             (Arch::X86_64, 16) => self.pc,
             (Arch::Aarch64, 30) => LR,
+            (Arch::X86_64, other) if OTHER_REGISTERS.contains(&other) => {
+                OTHER + OTHER_REGISTERS.iter().position(|known| *known == other).unwrap() as u64 * 64
+            }
             // Not what any rule uses: a comparison must fail.
             _ => 0xdead_0000 + u64::from(register.0),
         }

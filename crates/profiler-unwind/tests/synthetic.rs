@@ -97,11 +97,20 @@ fn x86_64_cfa_offset_is_words_of_18_bits() {
 }
 
 #[test]
+fn x86_64_cfa_from_a_register_that_a_call_may_change() {
+    // rax is the fifth of them, r10 the second; 2^16 bytes are the first words that do not fit.
+    assert_eq!(x86_64_function(&[op::DEF_CFA, 0, 8]).0, [(0, Rule::x86_64_other(4, 0, 1))]);
+    assert_eq!(x86_64_function(&[op::DEF_CFA, 10, 0]).0, [(0, Rule::x86_64_other(1, 0, 0))]);
+    let (rows, problems) = x86_64_function(&[op::DEF_CFA, 10, 0x80, 0x80, 0x04]);
+    assert_eq!((rows, problems.cfa_offset), (vec![(0, Rule::UNSUPPORTED)], 1));
+}
+
+#[test]
 fn x86_64_outermost_frame_and_rows_that_cannot_be_expressed() {
     assert_eq!(x86_64_function(&[op::UNDEFINED, 16]).0, [(0, Rule::END)]);
     let (rows, problems) = x86_64_function(&op::offset(16, 3));
     assert_eq!((rows, problems.return_address), (vec![(0, Rule::UNSUPPORTED)], 1));
-    let (rows, problems) = x86_64_function(&[op::DEF_CFA, 10, 0]);
+    let (rows, problems) = x86_64_function(&[op::DEF_CFA, 3, 8]);
     assert_eq!((rows, problems.cfa_register), (vec![(0, Rule::UNSUPPORTED)], 1));
     let (rows, problems) = x86_64_function(&[op::DEF_CFA_EXPRESSION, 3, 0x73, 0, op::DEREF]);
     assert_eq!((rows, problems.cfa_register), (vec![(0, Rule::UNSUPPORTED)], 1));

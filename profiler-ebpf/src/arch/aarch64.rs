@@ -34,8 +34,12 @@ pub(crate) fn is_32_bit(saved: u64) -> bool {
 #[inline(always)]
 pub(crate) fn registers(saved: u64) -> Registers {
     let lr = word(saved, X30) & !settings::pointer_auth_mask();
-    Registers { pc: word(saved, PC), sp: word(saved, SP), fp: word(saved, X29), lr, exact: 1 }
+    Registers { pc: word(saved, PC), sp: word(saved, SP), fp: word(saved, X29), lr, interrupted: 0, exact: 1 }
 }
+
+/// No CFA counts from other registers than sp and x29.
+#[inline(always)]
+pub(crate) fn read_other_registers(_saved: u64, _other: &mut [u64; 16]) {}
 
 /// One unwinding step; see `profiler_common::step`.
 #[inline(always)]

@@ -1,5 +1,7 @@
 //! x86_64: offsets in `struct pt_regs` (linux/arch/x86/include/asm/ptrace.h) and the step.
 
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use profiler_common::record::OTHER_REGISTER_WORDS;
 use profiler_common::step::{Machine, Registers, step_x86_64};
 
 use crate::task::word;
@@ -31,7 +33,17 @@ pub(crate) fn is_32_bit(saved: u64) -> bool {
 /// The registers saved at `saved`.
 #[inline(always)]
 pub(crate) fn registers(saved: u64) -> Registers {
-    Registers { pc: word(saved, RIP), sp: word(saved, RSP), fp: word(saved, RBP), lr: 0, exact: 1 }
+    Registers { pc: word(saved, RIP), sp: word(saved, RSP), fp: word(saved, RBP), lr: 0, interrupted: 0, exact: 1 }
+}
+
+/// r11 to rdi, in one piece: they stand in this order (`profiler_common::row::OTHER_REGISTERS`).
+#[inline(always)]
+pub(crate) fn read_other_registers(saved: u64, other: &mut [u64; 16]) {
+    const R11: u64 = 48;
+    let from = saved.wrapping_add(R11) as *const _;
+    // SAFETY: 72 bytes into a buffer of 128; the helper checks the address, and clears the buffer
+    // when it can't be read.
+    unsafe { bpf_probe_read_kernel(other.as_mut_ptr().cast(), (OTHER_REGISTER_WORDS * 8) as u32, from) };
 }
 
 /// One unwinding step; see `profiler_common::step`.
