@@ -21,8 +21,21 @@ const MOST_MAPS_BYTES: u64 = 64 << 20;
 pub(crate) fn executable_mappings(pid: Pid) -> io::Result<Vec<Mapping>> {
     use io::Read as _;
     let mut text = Vec::new();
-    fs::File::open(format!("/proc/{pid}/maps"))?.take(MOST_MAPS_BYTES).read_to_end(&mut text)?;
+    // A first thread that has ended shows no mappings; any other thread does.
+    let thread = living_thread(pid).unwrap_or(pid);
+    fs::File::open(format!("/proc/{thread}/maps"))?.take(MOST_MAPS_BYTES).read_to_end(&mut text)?;
     Ok(text.split(|byte| *byte == b'\n').filter_map(mapping).collect())
+}
+
+/// A thread of the process that has not ended: the first one, if it is one. `None` when nothing of
+/// the process can run any more, though it may not have been waited for yet.
+pub(crate) fn living_thread(pid: Pid) -> Option<Pid> {
+    let lives = |thread: &Pid| stat_fields(*thread).is_some_and(|(state, _parent)| !matches!(state, b'Z' | b'X'));
+    if lives(&pid) {
+        return Some(pid);
+    }
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid)).find(lives)
 }
 
 /// `start-end perms offset major:minor inode    path`; `None` for what is not executable.
@@ -65,12 +78,6 @@ pub(crate) fn process_of_thread(thread: Pid) -> Option<Pid> {
     let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     process.trim().parse().ok().map(Pid)
-}
-
-/// Whether the process has ended but was not yet waited for: nothing of it runs any more.
-#[must_use]
-pub(crate) fn is_zombie(pid: Pid) -> bool {
-    stat_fields(pid).is_some_and(|(state, _parent)| matches!(state, b'Z' | b'X'))
 }
 
 /// All processes.
@@ -152,7 +159,7 @@ mod tests {
     #[test]
     fn our_own_process_is_found() {
         let us = Pid(std::process::id());
-        assert!(exists(us) && !is_zombie(us));
+        assert!(exists(us) && living_thread(us) == Some(us));
         assert!(executable_mappings(us).unwrap().iter().any(|mapping| mapping.path == "[vdso]"));
         let parent = stat_fields(us).unwrap().1;
         assert!(with_descendants(&[parent]).unwrap().contains(&us));
