@@ -16,6 +16,7 @@ use profiler_unwind::{Segment, bias_of_mapping};
 
 use crate::kernel::Tables;
 use crate::kernel::sideband::{FileId, Mapping};
+use crate::proc_fs;
 use crate::worker::FileKey;
 
 /// Which file it is, whatever its name. A file that was written again is another one.
@@ -233,11 +234,13 @@ fn shown_path(mapping: &Mapping) -> String {
 /// it is that inode and was not changed since.
 fn open(pid: Pid, mapping: &Mapping) -> Option<(File, fs::Metadata)> {
     let (start, end) = (mapping.start.0, mapping.end.0);
-    let mapped = open_file(Path::new(&format!("/proc/{pid}/map_files/{start:x}-{end:x}")));
-    if let Some((file, metadata)) = mapped
-        && metadata.ino() == mapping.file.inode
-    {
-        return Some((file, metadata));
+    let mapped_in = |thread: Pid| {
+        open_file(Path::new(&format!("/proc/{thread}/map_files/{start:x}-{end:x}")))
+            .filter(|(_file, metadata)| metadata.ino() == mapping.file.inode)
+    };
+    let other_thread = || proc_fs::living_thread(pid).filter(|thread| *thread != pid);
+    if let Some(file) = mapped_in(pid).or_else(|| mapped_in(other_thread()?)) {
+        return Some(file);
     }
     let path = Path::new(&mapping.path);
     let in_its_root = Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?);
@@ -268,7 +271,7 @@ fn copy_of_vdso() -> Option<OwnedFd> {
     use std::os::unix::fs::FileExt as _;
     const MOST_BYTES: u64 = 1 << 20;
     let us = Pid(std::process::id());
-    let maps = crate::proc_fs::executable_mappings(us).ok()?;
+    let maps = proc_fs::executable_mappings(us).ok()?;
     let vdso = maps.iter().find(|mapping| mapping.path == "[vdso]")?;
     let length = usize::try_from((vdso.end.0 - vdso.start.0).min(MOST_BYTES)).ok()?;
     let mut bytes = vec![0; length];

@@ -189,15 +189,14 @@ impl Tracker {
             SidebandKind::Renamed { comm } if event.tid.0 == event.pid.0 => {
                 self.process_or_new(event.pid, time).rename(Arc::from(comm), time);
             }
-            SidebandKind::Exited if event.tid.0 == event.pid.0 => {
-                if let Some(process) = self.processes.get_mut(&event.pid) {
+            SidebandKind::Exited => {
+                if let Some(process) = self.processes.get_mut(&event.pid)
+                    && proc_fs::living_thread(event.pid).is_none()
+                {
                     process.ended = Some(time);
                 }
             }
-            SidebandKind::Renamed { .. }
-            | SidebandKind::Exited
-            | SidebandKind::Forked { .. }
-            | SidebandKind::Lost { .. } => {}
+            SidebandKind::Renamed { .. } | SidebandKind::Forked { .. } | SidebandKind::Lost { .. } => {}
         }
     }
 
@@ -524,7 +523,7 @@ impl Tracker {
     pub(crate) fn all_ended(&self) -> bool {
         match &self.interest {
             Interest::All => false,
-            Interest::Only { pids, .. } => pids.iter().all(|pid| !proc_fs::exists(*pid) || proc_fs::is_zombie(*pid)),
+            Interest::Only { pids, .. } => pids.iter().all(|pid| proc_fs::living_thread(*pid).is_none()),
         }
     }
 }
