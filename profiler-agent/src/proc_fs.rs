@@ -130,9 +130,10 @@ pub(crate) const TICKS_PER_SECOND: u64 = 100;
 /// `cpuN user nice system idle iowait irq softirq steal guest guest_nice`. Steal is left out: a
 /// virtual CPU that does not run takes no sample. Guest time is in user time.
 fn busy_of_line(line: &str) -> Option<(u32, u64)> {
-    let mut fields = line.strip_prefix("cpu")?.split_ascii_whitespace();
-    let cpu = fields.next()?.parse().ok()?;
-    let ticks: Vec<u64> = fields.map_while(|field| field.parse().ok()).collect();
+    // The line of all CPUs together has no number behind `cpu`.
+    let (cpu, ticks) = line.strip_prefix("cpu")?.split_once(' ')?;
+    let cpu = cpu.parse().ok()?;
+    let ticks: Vec<u64> = ticks.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
     let [user, nice, system, _idle, _iowait, irq, softirq, ..] = *ticks.as_slice() else { return None };
     Some((cpu, user + nice + system + irq + softirq))
 }
