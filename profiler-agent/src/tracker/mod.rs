@@ -2,6 +2,7 @@
 //! tables, kept true to them.
 
 mod executables;
+mod placement;
 mod process;
 mod space;
 
@@ -10,15 +11,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use profiler_common::address::{MonotonicNs, Pid, Svma};
-use profiler_common::limits::{MAX_SEARCHED, RANGES_PER_CHUNK, ROWS_PER_CHUNK};
-use profiler_common::range::{ProcessEntry, Range};
+use profiler_common::limits::MAX_SEARCHED;
+use profiler_common::range::Range;
 use profiler_common::row::{Row, Rule};
-use profiler_common::search::Extent;
 use profiler_unwind::UnwindTable;
 
-use self::executables::{ANONYMOUS, Executables, Found, PlacedPart, Unwinding};
-use self::process::{ALWAYS, CodeMapping, Process, Slot};
-use self::space::Space;
+use self::executables::{ANONYMOUS, Executables, Found, Unwinding};
+use self::placement::Placement;
+use self::process::{ALWAYS, CodeMapping, Process};
 use crate::clock;
 use crate::counts::Counts;
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
@@ -68,11 +68,8 @@ pub(crate) struct Tracker {
     interest: Interest,
     processes: HashMap<Pid, Process>,
     executables: Executables,
-    tables: Tables,
+    placement: Placement,
     followed: Followed,
-    rows: Space,
-    ranges: Space,
-    next_generation: u32,
     /// The tables to build, in this order.
     wanted: VecDeque<FileKey>,
     pub(crate) counts: Counts,
@@ -80,18 +77,12 @@ pub(crate) struct Tracker {
 
 impl Tracker {
     pub(crate) fn new(interest: Interest, tables: Tables, followed: Followed) -> Self {
-        let row_chunks = u32::try_from(tables.row_capacity() / ROWS_PER_CHUNK).unwrap_or(1);
-        #[expect(clippy::cast_possible_truncation, reason = "constants below 2^32")]
-        let (rows_per_chunk, ranges) = (ROWS_PER_CHUNK as u32, RANGES_PER_CHUNK as u32);
         let mut tracker = Self {
             interest,
             processes: HashMap::new(),
             executables: Executables::new(),
-            tables,
+            placement: Placement::new(tables),
             followed,
-            rows: Space::new(row_chunks, rows_per_chunk),
-            ranges: Space::new(1, ranges),
-            next_generation: 1,
             wanted: VecDeque::new(),
             counts: Counts::default(),
         };
@@ -103,7 +94,7 @@ impl Tracker {
     fn place_anonymous_table(&mut self) {
         let rule = if cfg!(target_arch = "aarch64") { Rule::AARCH64_FRAME_POINTER } else { Rule::X86_64_FRAME_POINTER };
         let rows = [Row::new(0, rule)];
-        let part = self.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
+        let part = self.placement.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
         if let (Some(part), Some(executable)) = (part, self.executables.get_mut(ANONYMOUS)) {
             executable.unwinding = Unwinding::Placed(vec![part]);
         }
@@ -223,7 +214,7 @@ impl Tracker {
         };
         if let Some(previous) = self.processes.insert(child, process) {
             // The pid was used before: samples of that process have long been located.
-            self.forget_slot(previous.slot, time);
+            self.placement.release_slot(previous.slot, time);
         }
     }
 
@@ -347,37 +338,21 @@ impl Tracker {
     fn place_table(&mut self, table: &UnwindTable) -> Unwinding {
         let mut placed = Vec::with_capacity(table.parts.len());
         for part in &table.parts {
-            match self.place(part.start, part.end.0 - part.start.0, &part.rows) {
+            let (start, length) = (part.start, part.end.0 - part.start.0);
+            let place = self.placement.place(start, length, &part.rows).or_else(|| {
+                self.evict();
+                self.placement.place(start, length, &part.rows)
+            });
+            match place {
                 Some(part) => placed.push(part),
                 None => {
                     self.counts.add(Counter::TablesFull, 1);
-                    self.release_rows(&placed);
+                    self.placement.release_rows(&placed, clock::monotonic());
                     return Unwinding::NoRoom;
                 }
             }
         }
         Unwinding::Placed(placed)
-    }
-
-    /// Finds room for rows, if need be by giving up tables that no process uses.
-    fn place(&mut self, start: Svma, length: u64, rows: &[Row]) -> Option<PlacedPart> {
-        let extent = Extent::new(rows.len())?;
-        let first_row = match self.rows.take(extent.count()) {
-            Some(first_row) => first_row,
-            None => {
-                self.evict();
-                self.rows.take(extent.count())?
-            }
-        };
-        self.tables.write_rows(first_row, rows);
-        Some(PlacedPart { start, end: Svma(start.0 + length), first_row, extent })
-    }
-
-    fn release_rows(&mut self, parts: &[PlacedPart]) {
-        let now = clock::monotonic();
-        for part in parts {
-            self.rows.release(now, part.first_row, part.extent.count());
-        }
     }
 
     /// Gives up all tables of executables that nobody maps. Their rows are free after quarantine.
@@ -392,7 +367,7 @@ impl Tracker {
                 executable.unwinding = Unwinding::Unasked;
             }
         }
-        self.release_rows(&released);
+        self.placement.release_rows(&released, clock::monotonic());
     }
 
     /// Writes the ranges of every process that changed.
@@ -405,7 +380,6 @@ impl Tracker {
     }
 
     fn publish_process(&mut self, pid: Pid) {
-        let now = clock::monotonic();
         let Some(process) = self.processes.get(&pid) else { return };
         let mut ranges = self.ranges_of(process);
         if ranges.len() > MAX_SEARCHED {
@@ -413,37 +387,15 @@ impl Tracker {
             ranges.truncate(MAX_SEARCHED);
         }
         let old_slot = process.slot;
-        let generation = self.next_generation;
-        let slot = Extent::new(ranges.len()).and_then(|extent| {
-            let start = self.ranges.take(extent.count() + 1);
-            if start.is_none() {
-                self.counts.add(Counter::RangesFull, 1);
-            }
-            Some((Slot { start: start?, length: extent.count() + 1 }, extent))
-        });
-        match slot {
-            Some((slot, extent)) => {
-                self.next_generation = self.next_generation.wrapping_add(1).max(1);
-                let first_range = slot.start + 1;
-                self.tables.write_ranges(first_range, pid, generation, &ranges);
-                let entry = ProcessEntry { first_range, extent, generation, flags: 0 };
-                if self.tables.set_process(pid, entry).is_err() {
-                    self.counts.add(Counter::RangesFull, 1);
-                }
-            }
-            None => self.tables.remove_process(pid),
+        let published = self.placement.publish(pid, &ranges);
+        if published.is_none() && !ranges.is_empty() {
+            self.counts.add(Counter::RangesFull, 1);
         }
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.slot = slot.map(|(slot, _extent)| slot);
-            process.published(if slot.is_some() { generation } else { 0 });
+            process.slot = published.map(|(slot, _generation)| slot);
+            process.published(published.map_or(0, |(_slot, generation)| generation));
         }
-        self.forget_slot(old_slot, now);
-    }
-
-    fn forget_slot(&mut self, slot: Option<Slot>, now: MonotonicNs) {
-        if let Some(slot) = slot {
-            self.ranges.release(now, slot.start, slot.length);
-        }
+        self.placement.release_slot(old_slot, clock::monotonic());
     }
 
     /// The ranges of a process, in the order of addresses.
@@ -467,8 +419,7 @@ impl Tracker {
 
     /// Gives back what has waited long enough: tables in quarantine, ended processes, closed files.
     pub(crate) fn tidy(&mut self, now: MonotonicNs) {
-        self.rows.expire(now);
-        self.ranges.expire(now);
+        self.placement.expire(now);
         let over = |since: MonotonicNs| now.0.saturating_sub(since.0) > GRACE_NS;
         let ended: Vec<Pid> = self
             .processes
@@ -478,8 +429,8 @@ impl Tracker {
             .collect();
         for pid in ended {
             if let Some(process) = self.processes.remove(&pid) {
-                self.tables.remove_process(pid);
-                self.forget_slot(process.slot, now);
+                self.placement.remove_process(pid);
+                self.placement.release_slot(process.slot, now);
             }
         }
         for process in self.processes.values_mut() {
@@ -487,7 +438,7 @@ impl Tracker {
         }
         let used: HashSet<FileKey> = self.processes.values().flat_map(Process::files).collect();
         let mut closed = Vec::new();
-        let mut free_rows = self.rows.free();
+        let mut free_rows = self.placement.free_rows();
         for (key, executable) in self.executables.iter_mut() {
             if used.contains(&key) {
                 executable.idle_since = None;
@@ -516,7 +467,7 @@ impl Tracker {
     }
 
     pub(crate) fn tables(&self) -> &Tables {
-        &self.tables
+        self.placement.tables()
     }
 
     /// Whether all processes of interest have ended.

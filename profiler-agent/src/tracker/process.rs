@@ -191,8 +191,12 @@ impl Process {
     /// Whether code at `address` is other than in the state `generation`: then its rows were not
     /// those to unwind with at `time`.
     pub(crate) fn replaced_since(&self, generation: u32, address: VirtualAddress, time: MonotonicNs) -> bool {
+        if generation == 0 {
+            // Not unwound with any state.
+            return false;
+        }
         let Some((_generation, known)) = self.generations.iter().find(|(known, _time)| *known == generation) else {
-            return generation != 0;
+            return true;
         };
         if self.last_removal <= *known {
             return false;

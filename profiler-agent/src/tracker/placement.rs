@@ -1,0 +1,96 @@
+//! What is where in the kernel's tables.
+
+use profiler_common::address::{MonotonicNs, Pid, Svma};
+use profiler_common::limits::{RANGES_PER_CHUNK, ROWS_PER_CHUNK};
+use profiler_common::range::{ProcessEntry, Range};
+use profiler_common::row::Row;
+use profiler_common::search::Extent;
+
+use super::executables::PlacedPart;
+use super::process::Slot;
+use super::space::Space;
+use crate::kernel::Tables;
+
+/// The kernel's tables, and which pieces of them are taken.
+pub(crate) struct Placement {
+    tables: Tables,
+    rows: Space,
+    ranges: Space,
+    next_generation: u32,
+}
+
+impl Placement {
+    pub(crate) fn new(tables: Tables) -> Self {
+        let row_chunks = u32::try_from(tables.row_capacity() / ROWS_PER_CHUNK).unwrap_or(1);
+        #[expect(clippy::cast_possible_truncation, reason = "constants below 2^32")]
+        let (rows_per_chunk, ranges) = (ROWS_PER_CHUNK as u32, RANGES_PER_CHUNK as u32);
+        let rows = Space::new(row_chunks, rows_per_chunk);
+        Self { tables, rows, ranges: Space::new(1, ranges), next_generation: 1 }
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Writes the rows for `length` addresses from `start` on; `None` when there is no room.
+    pub(crate) fn place(&mut self, start: Svma, length: u64, rows: &[Row]) -> Option<PlacedPart> {
+        let extent = Extent::new(rows.len())?;
+        let first_row = self.rows.take(extent.count())?;
+        self.tables.write_rows(first_row, rows);
+        Some(PlacedPart { start, end: Svma(start.0 + length), first_row, extent })
+    }
+
+    /// Gives rows back that are in no range of any process.
+    pub(crate) fn release_rows(&mut self, parts: &[PlacedPart], now: MonotonicNs) {
+        for part in parts {
+            self.rows.release(now, part.first_row, part.extent.count());
+        }
+    }
+
+    pub(crate) fn free_rows(&self) -> u64 {
+        self.rows.free()
+    }
+
+    /// Makes the kernel unwind the process with these ranges. Returns where they are and the number
+    /// of this state; `None` when there are none, or no room for them: then it has no table at all.
+    pub(crate) fn publish(&mut self, pid: Pid, ranges: &[Range]) -> Option<(Slot, u32)> {
+        let published = self.write(pid, ranges);
+        if published.is_none() {
+            self.tables.remove_process(pid);
+        }
+        published
+    }
+
+    fn write(&mut self, pid: Pid, ranges: &[Range]) -> Option<(Slot, u32)> {
+        let extent = Extent::new(ranges.len())?;
+        let length = extent.count() + 1;
+        let slot = Slot { start: self.ranges.take(length)?, length };
+        let generation = self.next_generation;
+        self.next_generation = self.next_generation.wrapping_add(1).max(1);
+        let first_range = slot.start + 1;
+        self.tables.write_ranges(first_range, pid, generation, ranges);
+        let entry = ProcessEntry { first_range, extent, generation, flags: 0 };
+        if self.tables.set_process(pid, entry).is_err() {
+            // No walk can have found it.
+            self.ranges.release(MonotonicNs(0), slot.start, slot.length);
+            return None;
+        }
+        Some((slot, generation))
+    }
+
+    pub(crate) fn remove_process(&mut self, pid: Pid) {
+        self.tables.remove_process(pid);
+    }
+
+    pub(crate) fn release_slot(&mut self, slot: Option<Slot>, now: MonotonicNs) {
+        if let Some(slot) = slot {
+            self.ranges.release(now, slot.start, slot.length);
+        }
+    }
+
+    /// Frees what was released long enough ago.
+    pub(crate) fn expire(&mut self, now: MonotonicNs) {
+        self.rows.expire(now);
+        self.ranges.expire(now);
+    }
+}
