@@ -80,20 +80,22 @@ impl Lab {
 
 /// The profiler: that of `SPANFLAME_BIN`, or the one of this build.
 fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if let Some(path) = std::env::var_os("SPANFLAME_BIN") {
-            return PathBuf::from(path);
-        }
-        let profile = target_folder();
-        let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
-        cargo.current_dir(root()).args(["build", "--quiet", "-p", "profiler-agent", "--bin", "spanflame"]);
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        assert!(as_user(&mut cargo).status().expect("starting cargo").success(), "{cargo:?} failed");
-        profile.join("spanflame")
-    })
+    static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match PROGRAM.get_or_init(|| std::env::var_os("SPANFLAME_BIN").map_or_else(build, |path| Ok(path.into()))) {
+        Ok(program) => program,
+        Err(message) => panic!("{message}"),
+    }
+}
+
+fn build() -> Result<PathBuf, String> {
+    let profile = target_folder();
+    let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
+    cargo.current_dir(root()).args(["build", "--quiet", "-p", "profiler-agent", "--bin", "spanflame"]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let built = as_user(&mut cargo).status().is_ok_and(|status| status.success());
+    if built { Ok(profile.join("spanflame")) } else { Err(format!("{cargo:?} failed")) }
 }
 
 /// `target/debug` or `target/release`: this program is in its folder `deps`.
