@@ -118,6 +118,8 @@ impl Rule {
     pub const END: Self = Self((END as u32) << 24);
     /// CFI that a row can't express: the stack is cut here.
     pub const UNSUPPORTED: Self = Self((UNSUPPORTED as u32) << 24);
+    /// Code without CFI in which nothing shows that it keeps a frame pointer: the stack is cut here.
+    pub const NO_FRAME_POINTER: Self = Self(((BY_FRAME_POINTER | UNSUPPORTED) as u32) << 24);
     /// x86_64 by the frame pointer: `push rbp; mov rbp, rsp`.
     pub const X86_64_FRAME_POINTER: Self = Self::x86_64(BASE_FP | BY_FRAME_POINTER, 2, 2);
     /// x86_64 signal frame. At its return trampoline rsp is at the `ucontext`; rbp is at +120, rsp

@@ -132,8 +132,9 @@ fn is_zero<M: Machine>(a: u64) -> u64 {
 #[inline(always)]
 fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
     let guess = flag(rule, BY_FRAME_POINTER);
-    let sinks = guess & less::<M>(regs.fp, regs.sp);
-    (flag(rule, END) * STOP_END) | (flag(rule, UNSUPPORTED) * STOP_UNSUPPORTED) | (sinks * STOP_NO_FRAME_POINTER)
+    let unsupported = flag(rule, UNSUPPORTED);
+    let none = guess & (unsupported | less::<M>(regs.fp, regs.sp));
+    (flag(rule, END) * STOP_END) | ((unsupported & (1 ^ guess)) * STOP_UNSUPPORTED) | (none * STOP_NO_FRAME_POINTER)
 }
 
 /// The base of the CFA and the offset from it, for rules whose base may be another register.
@@ -364,6 +365,7 @@ mod tests {
     fn x86_64_stops() {
         assert_eq!(x86(Rule::END, at(STACK, 9), &[]), Err(StopReason::Complete));
         assert_eq!(x86(Rule::UNSUPPORTED, at(STACK, 9), &[]), Err(StopReason::UnsupportedCfi));
+        assert_eq!(x86(Rule::NO_FRAME_POINTER, at(STACK, STACK), &[]), Err(StopReason::NoFramePointer));
         assert_eq!(x86(Rule::x86_64(0, 0, 1), at(STACK, 9), &[(STACK, 0)]), Err(StopReason::Complete));
         assert_eq!(x86(Rule::x86_64(0, 0, 1), at(STACK - 64, 9), &[]), Err(StopReason::UnreadableStack));
         assert_eq!(

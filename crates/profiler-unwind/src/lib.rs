@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod aarch64;
+mod bare;
 mod bytes;
 mod cfi;
 mod elf;
@@ -23,7 +24,6 @@ mod spans;
 mod state;
 mod table;
 mod tiles;
-mod trampoline;
 mod x86_64;
 
 pub use error::{BuildError, ReadError};

@@ -1,15 +1,15 @@
 //! The unwind table of a file, and how it is built.
 
+use crate::bare;
 use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_frame, eh_frame};
 use crate::elf::Elf;
 use crate::error::BuildError;
 use crate::plt;
-use crate::read::ReadAt;
+use crate::read::{ReadAt, read_bytes};
 use crate::section::{self, Loaded};
 use crate::segment::{Arch, Segment};
 use crate::spans::{self, Span};
 use crate::tiles::Tiles;
-use crate::trampoline;
 use profiler_common::address::Svma;
 use profiler_common::row::{Row, Rule};
 
@@ -120,7 +120,7 @@ pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
         elf: &elf,
         tiles: Tiles::new(),
         problems: Problems::default(),
-        search_left_bytes: trampoline::SEARCH_BUDGET_BYTES,
+        bare_left_bytes: bare::BUDGET_BYTES,
     };
     builder.problems.sections_unusable = u64::from(elf.sections_unreadable)
         + u64::from(elf.eh_frame.is_some_and(|section| section.compressed))
@@ -168,7 +168,8 @@ struct Builder<'a, F> {
     elf: &'a Elf,
     tiles: Tiles,
     problems: Problems,
-    search_left_bytes: u64,
+    /// Bytes of code without CFI that may still be read.
+    bare_left_bytes: u64,
 }
 
 impl<F: ReadAt> Builder<'_, F> {
@@ -250,8 +251,7 @@ impl<F: ReadAt> Builder<'_, F> {
         self.cover_unknown(until)
     }
 
-    /// Covers up to `until`, code of which nothing is known, by the frame pointer; but where a
-    /// program begins is the end of its stacks.
+    /// Covers up to `until`, code without CFI. Where a program begins is the end of its stacks.
     fn cover_unknown(&mut self, until: u64) -> Result<(), BuildError> {
         let entry = self.elf.entry.0;
         if entry != 0 && (self.tiles.covered_to()..until).contains(&entry) {
@@ -262,28 +262,21 @@ impl<F: ReadAt> Builder<'_, F> {
     }
 
     fn cover_nameless(&mut self, until: u64) -> Result<(), BuildError> {
+        let start = self.tiles.covered_to();
+        if start >= until {
+            return Ok(());
+        }
+        if let Some((offset, left)) = self.elf.in_file(Svma(start)) {
+            let length = left.min(until - start).min(self.bare_left_bytes);
+            self.bare_left_bytes = self.bare_left_bytes.saturating_sub(length.max(bare::MIN_COST_BYTES));
+            let what = "code without call frame information";
+            let code = read_bytes(self.file, what, offset, length, bare::BUDGET_BYTES)?;
+            bare::rules(self.elf.arch, start, &code, |until, rule| self.tiles.cover(until, rule))?;
+        }
         let by_frame_pointer = match self.elf.arch {
             Arch::X86_64 => Rule::X86_64_FRAME_POINTER,
             Arch::Aarch64 => Rule::AARCH64_FRAME_POINTER,
         };
-        let mut start = self.tiles.covered_to();
-        while start < until
-            && let Some((offset, left)) = self.elf.in_file(Svma(start))
-        {
-            let length = left.min(until - start).min(self.search_left_bytes);
-            let found = trampoline::find(self.file, self.elf.arch, offset, length)?;
-            let searched = found.map_or(length, |(_from, to, _rule)| to).max(trampoline::SEARCH_MIN_BYTES);
-            self.search_left_bytes = self.search_left_bytes.saturating_sub(searched);
-            let Some((from, to, rule)) = found else { break };
-            // What is called returns to the first byte, and the address looked up for a return
-            // address is the one before.
-            self.tiles.cover((start + from).saturating_sub(1), by_frame_pointer)?;
-            self.tiles.cover(start + to, rule)?;
-            start += to;
-        }
-        if start < until {
-            self.tiles.cover(until, by_frame_pointer)?;
-        }
-        Ok(())
+        self.tiles.cover(until, by_frame_pointer)
     }
 }

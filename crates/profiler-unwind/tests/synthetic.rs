@@ -11,7 +11,8 @@ use profiler_common::row::{
 use profiler_unwind::{Arch, BuildError, Problems, UnwindTable, build, lookup};
 use synthetic_elf::{AARCH64, AARCH64_INITIAL, CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
-const GUESS: Rule = Rule::X86_64_FRAME_POINTER;
+/// Code that says nothing of its frames.
+const GUESS: Rule = Rule::NO_FRAME_POINTER;
 
 fn table(file: &ElfFile) -> UnwindTable {
     build(&file.bytes()).unwrap()
@@ -300,6 +301,34 @@ fn signal_trampolines_without_cfi_are_known_by_their_code() {
     file.code[32..40].copy_from_slice(&[0x68, 0x11, 0x80, 0xd2, 0x01, 0, 0, 0xd4]);
     let guess = Rule::AARCH64_FRAME_POINTER;
     assert_eq!(rows(&table(&file)), [(0, guess), (31, Rule::AARCH64_SIGNAL), (40, guess)]);
+}
+
+#[test]
+fn code_without_cfi_is_followed_by_the_frame_pointer_behind_its_prologue_only() {
+    let mut file = ElfFile::new(X86_64, 96);
+    let framed = Rule::X86_64_FRAME_POINTER;
+    // push %rbp; mov %rsp, %rbp; ...; pop %rbp; ret; nop, and a leaf without a frame from 32 on.
+    file.code[4..8].copy_from_slice(&[0x55, 0x48, 0x89, 0xe5]);
+    file.code[20..22].copy_from_slice(&[0x5d, 0xc3]);
+    let first = [(0, GUESS), (4, x86(0, 0, 1)), (5, x86(0, 2, 2)), (8, framed), (21, x86(0, 0, 1)), (22, GUESS)];
+    assert_eq!(rows(&table(&file)), first);
+    // Instructions between push and mov: from there on.
+    let mut scheduled = ElfFile::new(X86_64, 64);
+    scheduled.code[4] = 0x55;
+    scheduled.code[20..23].copy_from_slice(&[0x48, 0x89, 0xe5]);
+    assert_eq!(rows(&table(&scheduled)), [(0, GUESS), (23, framed)]);
+    // Behind an early return without filling the function goes on.
+    file.code[22] = 0x31;
+    assert_eq!(rows(&table(&file))[5..], [(22, framed)]);
+}
+
+#[test]
+fn the_main_that_rustc_makes_without_tables() {
+    let mut file = ElfFile::new(X86_64, 64);
+    file.code[16] = 0x50;
+    file.code[30..32].copy_from_slice(&[0x59, 0xc3]);
+    let expected = [(0, GUESS), (16, x86(0, 0, 1)), (17, x86(0, 0, 2)), (31, x86(0, 0, 1)), (32, GUESS)];
+    assert_eq!(rows(&table(&file)), expected);
 }
 
 #[test]
