@@ -53,8 +53,11 @@ impl Launched {
             .map_err(failed)?;
         let launched = Self { child, ended: None };
         let pid = rustix::process::Pid::from_child(&launched.child);
-        rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED).map_err(|error| failed(error.into()))?;
-        Ok(launched)
+        let waited = rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED);
+        match waited.map_err(|error| failed(error.into()))? {
+            Some((_pid, status)) if status.stopped() => Ok(launched),
+            _ => Err(failed(std::io::Error::other("it ended before it began"))),
+        }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -125,6 +128,10 @@ pub fn run(command: &[OsString]) -> ExitCode {
     let Some((program, arguments)) = command.split_first() else { return ExitCode::from(NOT_FOUND) };
     // Whatever happens to the profiler, the command does not stay behind.
     let _unsupported = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    if rustix::process::getppid().is_none_or(rustix::process::Pid::is_init) {
+        // It is gone already, and nobody would continue us.
+        return ExitCode::FAILURE;
+    }
     let _never = rustix::process::kill_process(rustix::process::getpid(), Signal::STOP);
     let error = Command::new(program).args(arguments).exec();
     crate::cli::complain(&format!("cannot run {}: {error}", program.to_string_lossy()));

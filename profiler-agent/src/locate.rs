@@ -64,7 +64,8 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
     let mut user_frames: Vec<LocatedFrame> = frames.into_iter().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);
     let kernel_frames = sample.kernel_frames.iter().enumerate();
-    let kernel_frames = kernel_frames.map(|(depth, pc)| VirtualAddress(pc - u64::from(depth > 0))).collect();
+    let kernel_frames =
+        kernel_frames.map(|(depth, pc)| VirtualAddress(pc.wrapping_sub(u64::from(depth > 0)))).collect();
     Ok(LocatedSample { header, kernel_frames, user_frames, stop })
 }
 

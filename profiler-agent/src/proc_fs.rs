@@ -66,16 +66,12 @@ pub(crate) fn name(pid: Pid) -> Option<String> {
     Some(String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned())
 }
 
-/// Whether there is such a process.
-#[must_use]
-pub(crate) fn exists(pid: Pid) -> bool {
-    process_of_thread(pid) == Some(pid)
-}
-
 /// The process of a thread: its own number for a process. `None` when there is none.
 #[must_use]
 pub(crate) fn process_of_thread(thread: Pid) -> Option<Pid> {
-    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    // The name in it is whatever bytes the thread chose.
+    let status = fs::read(format!("/proc/{thread}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
     let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
     process.trim().parse().ok().map(Pid)
 }
@@ -128,14 +124,15 @@ pub(crate) fn busy_ticks() -> Vec<(u32, u64)> {
 pub(crate) const TICKS_PER_SECOND: u64 = 100;
 
 /// `cpuN user nice system idle iowait irq softirq steal guest guest_nice`. Steal is left out: a
-/// virtual CPU that does not run takes no sample. Guest time is in user time.
+/// virtual CPU that does not run takes no sample; so are interrupts, which hit idle CPUs too. Guest
+/// time is in user time.
 fn busy_of_line(line: &str) -> Option<(u32, u64)> {
     // The line of all CPUs together has no number behind `cpu`.
     let (cpu, ticks) = line.strip_prefix("cpu")?.split_once(' ')?;
     let cpu = cpu.parse().ok()?;
     let ticks: Vec<u64> = ticks.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
-    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = *ticks.as_slice() else { return None };
-    Some((cpu, user + nice + system + irq + softirq))
+    let [user, nice, system, _idle, ..] = *ticks.as_slice() else { return None };
+    Some((cpu, user.saturating_add(nice).saturating_add(system)))
 }
 
 #[cfg(test)]
@@ -160,16 +157,16 @@ mod tests {
     #[test]
     fn our_own_process_is_found() {
         let us = Pid(std::process::id());
-        assert!(exists(us) && living_thread(us) == Some(us));
+        assert_eq!((process_of_thread(us), living_thread(us)), (Some(us), Some(us)));
         assert!(executable_mappings(us).unwrap().iter().any(|mapping| mapping.path == "[vdso]"));
         let parent = stat_fields(us).unwrap().1;
         assert!(with_descendants(&[parent]).unwrap().contains(&us));
-        assert!(!exists(Pid(u32::MAX)));
+        assert_eq!(process_of_thread(Pid(u32::MAX)), None);
     }
 
     #[test]
     fn busy_time_leaves_idle_out() {
-        assert_eq!(busy_of_line("cpu3 1 2 3 1000 1000 4 5 1000 0 0"), Some((3, 15)));
+        assert_eq!(busy_of_line("cpu3 1 2 3 1000 1000 4 5 1000 0 0"), Some((3, 6)));
         assert_eq!(busy_of_line("cpu  1 2 3 4 5 6 7 8 9 10"), None);
         assert_eq!(busy_of_line("intr 5"), None);
     }

@@ -53,6 +53,9 @@ pub enum RecordError {
     /// The result can't be shown.
     #[error("cannot show the result: {0}")]
     Show(#[from] ExportError),
+    /// A second signal came while the profile was being finished.
+    #[error("interrupted again: nothing was written")]
+    Interrupted,
     /// The result can't be printed, or signals can't be waited for.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -79,10 +82,8 @@ pub fn run(options: &Record) -> Result<ExitCode, RecordError> {
     check_target(options)?;
     check_support()?;
     check_frequency(options.frequency.get())?;
-    let outputs = options.output.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>, _>>()?;
-    raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(record(options, outputs))
+    runtime.block_on(record(options))
 }
 
 fn check_target(options: &Record) -> Result<(), RecordError> {
@@ -107,11 +108,15 @@ fn raise_open_files() {
     let _refused = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
-async fn record(options: &Record, mut outputs: Vec<Output>) -> Result<ExitCode, RecordError> {
+async fn record(options: &Record) -> Result<ExitCode, RecordError> {
+    let mut signals = Signals::new()?;
+    let mut outputs = options.output.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>, _>>()?;
     let mut launched = match options.exec.as_slice() {
         [] => None,
         command => Some(Launched::start(command)?),
     };
+    // After the start: the command keeps the limit that it was given.
+    raise_open_files();
     let interest = interest(options, launched.as_ref());
     let title = title(options);
     let mut session = Session::build(&load_options(options)?, interest, about(title, options.frequency))?;
@@ -120,7 +125,7 @@ async fn record(options: &Record, mut outputs: Vec<Output>) -> Result<ExitCode, 
     if let Some(launched) = &launched {
         launched.go();
     }
-    let stopped = wait_for_end(&mut session, options, launched.as_mut()).await?;
+    let stopped = wait_for_end(&mut session, options, launched.as_mut(), &mut signals).await?;
     let profile = {
         let finish = session.finish(started_ns);
         let interrupted = async {
@@ -136,13 +141,14 @@ async fn record(options: &Record, mut outputs: Vec<Output>) -> Result<ExitCode, 
             tokio::select! {
                 profile = &mut finish => break profile?,
                 () = &mut interrupted, if !command_over => command_over = true,
+                _ = signals.next() => return Err(RecordError::Interrupted),
             }
         }
     };
-    for output in &mut outputs {
-        output.write(&profile)?;
-    }
+    // Each as far as it goes: a full disk costs one file, not the profile.
+    let written: Vec<_> = outputs.iter_mut().map(|output| output.write(&profile)).collect();
     show(options, &profile, &outputs)?;
+    written.into_iter().collect::<Result<(), _>>()?;
     if let Some(launched) = &mut launched {
         end_command(launched, stopped).await;
     }
@@ -212,14 +218,38 @@ enum Stopped {
     ProcessesEnded,
 }
 
+/// The signals that end a recording, from its first step on.
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next one. Cancel-safe.
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = self.hang_up.recv() => Signal::HUP,
+        }
+    }
+}
+
 async fn wait_for_end(
     session: &mut Session,
     options: &Record,
     mut launched: Option<&mut Launched>,
+    signals: &mut Signals,
 ) -> Result<Stopped, RecordError> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
     let mut child = signal(SignalKind::child())?;
     let end = options.duration.map(|duration| tokio::time::Instant::now() + duration);
     let mut progress = Progress::new();
@@ -241,9 +271,7 @@ async fn wait_for_end(
         let next = async {
             tokio::select! {
                 () = over => Some(Stopped::ByTime),
-                _ = interrupt.recv() => Some(Stopped::BySignal(Signal::INT)),
-                _ = terminate.recv() => Some(Stopped::BySignal(Signal::TERM)),
-                _ = hang_up.recv() => Some(Stopped::BySignal(Signal::HUP)),
+                signal = signals.next() => Some(Stopped::BySignal(signal)),
                 _ = child.recv() => None,
                 () = tokio::time::sleep(Duration::from_secs(1)) => None,
             }
@@ -256,11 +284,12 @@ async fn wait_for_end(
     }
 }
 
-/// Ends a command that outlived the recording: the signal that ended us, or SIGTERM. The terminal
-/// has already sent its interrupt to the command.
+/// Ends a command that outlived the recording: by the signal that ended us, or by SIGTERM. An
+/// interrupt from the terminal went to the command as well.
 async fn end_command(launched: &mut Launched, stopped: Stopped) {
     match stopped {
-        Stopped::ByCommand | Stopped::BySignal(Signal::INT) => {}
+        Stopped::ByCommand => {}
+        Stopped::BySignal(Signal::INT) if in_foreground() => {}
         Stopped::BySignal(signal) => launched.signal(signal),
         Stopped::ByTime | Stopped::ProcessesEnded => launched.signal(Signal::TERM),
     }
@@ -269,6 +298,11 @@ async fn end_command(launched: &mut Launched, stopped: Stopped) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     launched.signal(Signal::KILL);
+}
+
+/// Whether we, and so the command, are what the terminal's keys send signals to.
+fn in_foreground() -> bool {
+    rustix::termios::tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
 }
 
 /// A line on the terminal that says how it goes.
@@ -306,6 +340,7 @@ fn show(options: &Record, profile: &Profile, outputs: &[Output]) -> Result<(), R
         cli::complain(&format!("wrote {}", output.path().display()));
     }
     cli::complain(&summary(profile));
+    cli::complain(&conservation(profile));
     for note in profile.notes() {
         cli::complain(note);
     }
@@ -315,18 +350,30 @@ fn show(options: &Record, profile: &Profile, outputs: &[Output]) -> Result<(), R
 fn summary(profile: &Profile) -> String {
     let figures = Figures::of(profile);
     let quality = &profile.quality;
-    let share = 100.0 * (1.0 - figures.incomplete as f64 / figures.samples.max(1) as f64);
-    let mut text = format!(
-        "{} samples in {:.1} s, {share:.1}% of the stacks complete, {} lost",
-        figures.samples,
-        profile.about().duration_ns as f64 / 1e9,
-        quality.samples_lost(),
-    );
+    let mut text = format!("{} samples in {:.1} s", figures.samples, profile.about().duration_ns as f64 / 1e9);
+    if figures.samples > 0 {
+        let share = 100.0 * (1.0 - figures.incomplete as f64 / figures.samples as f64);
+        text.push_str(&format!(", {share:.1}% of the stacks complete"));
+    }
+    text.push_str(&format!(", {} lost", quality.samples_lost()));
     if let Some(missed) = quality.missed_by_kernel {
         text.push_str(&format!(", {} missed by the kernel (+- {})", missed.count, missed.uncertainty));
     }
     if figures.samples == 0 {
         text.push_str(". The processes did not run: idle and waiting threads are not sampled");
+    }
+    text
+}
+
+/// What became of every sample that was taken, each by name.
+fn conservation(profile: &Profile) -> String {
+    let quality = &profile.quality;
+    let mut text = format!("{} taken = {} written", quality.samples_taken, Figures::of(profile).samples);
+    for (name, count) in quality.filtered.iter().chain(&quality.lost) {
+        text.push_str(&format!(" + {count} {name}"));
+    }
+    for (name, count) in &quality.errors {
+        text.push_str(&format!("; {count} {name}"));
     }
     text
 }

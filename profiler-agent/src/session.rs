@@ -14,7 +14,7 @@ use std::time::Duration;
 use profiler_common::address::{MonotonicNs, Pid};
 use profiler_common::counter::{Counter, CounterKind};
 use profiler_model::{About, Profile, Quality};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 
 use crate::aggregate::Aggregator;
 use crate::counts::Counts;
@@ -34,6 +34,10 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Requests that the worker for tables has at once: one in work, one at hand.
 const TABLES_IN_FLIGHT: usize = 2;
+
+/// How long after its time stamp a sideband record is in its ring for sure: it is written
+/// microseconds later, with interrupts off; a virtual CPU may be stopped in between.
+const SETTLE_NS: u64 = 5_000_000;
 
 /// How often what is no longer needed is given back.
 const TIDY_NS: u64 = 1_000_000_000;
@@ -76,6 +80,8 @@ pub(crate) struct Session {
     sampling: Sampling,
     busy: BusyTime,
     tidied: MonotonicNs,
+    /// Sideband records up to this time are applied, on all CPUs.
+    settled: MonotonicNs,
     frequency_hz: u32,
 }
 
@@ -105,6 +111,7 @@ impl Session {
             sampling,
             busy: BusyTime::start(),
             tidied: MonotonicNs(0),
+            settled: MonotonicNs(0),
             frequency_hz: options.frequency_hz,
         })
     }
@@ -136,10 +143,12 @@ impl Session {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rested = Instant::now();
         loop {
-            let wake = &self.wake;
+            let (wake, unsettled) = (&self.wake, !self.events.is_empty());
             let woken = async move {
                 sleep_until(rested).await;
-                wake.woken().await;
+                if !unsettled {
+                    wake.woken().await;
+                }
             };
             tokio::select! {
                 biased;
@@ -157,11 +166,13 @@ impl Session {
 
     /// Fetches what waits in the kernel's rings.
     fn drain(&mut self) {
+        let settled = MonotonicNs(clock::monotonic().0.saturating_sub(SETTLE_NS));
         while let Some(record) = self.records.take() {
             self.waiting.push(record);
         }
         self.sideband.drain(&mut self.events);
-        self.tracker.apply(&mut self.events);
+        self.tracker.apply(&mut self.events, settled);
+        self.settled = settled;
         self.request_tables();
     }
 
@@ -177,8 +188,8 @@ impl Session {
     }
 
     fn settle(&mut self) {
-        let Self { waiting, tracker, aggregator, counts, .. } = self;
-        let needed = waiting.settle(clock::monotonic(), tracker, counts, |sample| aggregator.add(&sample, tracker));
+        let Self { waiting, tracker, aggregator, counts, settled, .. } = self;
+        let needed = waiting.settle(*settled, tracker, counts, |sample| aggregator.add(&sample, tracker));
         for file in needed {
             self.tracker.demand(file);
         }
@@ -223,7 +234,7 @@ impl Session {
         waiting.give_up(tracker, counts, |sample| aggregator.add(&sample, tracker));
         symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker, &mut self.counts);
         while self.symbols_worker.pending() > 0 && Instant::now() < deadline {
-            let reply = self.symbols_worker.next_reply().await;
+            let Ok(reply) = timeout_at(deadline, self.symbols_worker.next_reply()).await else { break };
             self.answered(reply);
         }
         if let Some(why) = symbols::name_kernel(&mut self.aggregator, &mut self.kernel_symbols) {
@@ -254,6 +265,11 @@ impl Session {
             if count > 0 {
                 section.insert(counter.name().to_owned(), count);
             }
+        }
+        let written = profiler_model::Figures::of(&self.aggregator.profile).samples;
+        let told = written + quality.samples_filtered() + quality.samples_lost();
+        if quality.samples_taken > told {
+            quality.lost.insert("lost_unaccounted".to_owned(), quality.samples_taken - told);
         }
         let restarts = self.tables_worker.restarts() + self.symbols_worker.restarts();
         if restarts > 0 {

@@ -12,10 +12,6 @@ use crate::locate::{LocatedSample, locate};
 use crate::tracker::Tracker;
 use crate::worker::FileKey;
 
-/// How long after it was taken a sample is looked at. By then the sideband records of all CPUs up
-/// to its time are in their rings: a record is written microseconds after its time stamp.
-const SETTLE_NS: u64 = 20_000_000;
-
 /// Words of waiting samples, at most (32 MiB). Beyond it samples make do with what is known.
 const MOST_WORDS: usize = 4 << 20;
 
@@ -36,11 +32,11 @@ impl Waiting {
         self.fresh.push_back(record.into());
     }
 
-    /// Locates what can be located at `now`, and hands it on. Returns the files whose tables are
-    /// needed for more.
+    /// Locates the samples up to `settled`, the time up to which the tracker knows everything, and
+    /// hands them on. Returns the files whose tables are needed for more.
     pub(crate) fn settle(
         &mut self,
-        now: MonotonicNs,
+        settled: MonotonicNs,
         tracker: &Tracker,
         counts: &mut Counts,
         mut done: impl FnMut(LocatedSample),
@@ -48,9 +44,7 @@ impl Waiting {
         let mut needed = HashSet::new();
         let mut due = std::mem::take(&mut self.for_table);
         while let Some(record) = self.fresh.front() {
-            let settled =
-                Sample::decode(record).map_or(true, |sample| sample.header.time.0.saturating_add(SETTLE_NS) <= now.0);
-            if !settled {
+            if Sample::decode(record).is_ok_and(|sample| sample.header.time > settled) {
                 break;
             }
             due.extend(self.fresh.pop_front());
@@ -61,10 +55,13 @@ impl Waiting {
                 self.words -= record.len();
                 continue;
             };
-            let overflow = self.words > MOST_WORDS;
-            match locate(&sample, tracker, overflow) {
+            let mut located = locate(&sample, tracker, false);
+            if located.is_err() && self.words > MOST_WORDS {
+                counts.add(Counter::WaitingOverflow, 1);
+                located = locate(&sample, tracker, true);
+            }
+            match located {
                 Ok(located) => {
-                    counts.add(Counter::WaitingOverflow, u64::from(overflow));
                     self.words -= record.len();
                     done(located);
                 }

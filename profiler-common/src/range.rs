@@ -40,12 +40,13 @@ impl Range {
     }
 }
 
-/// The first of the four words before a process's ranges: whose table this is, and which state of
-/// it. The kernel program compares it with the [`ProcessEntry`] that led it here, so a slot that
-/// was given to another process is never used.
+/// The first two of the four words before a process's ranges: whose table this is, which state of it,
+/// and how long it is. The kernel program compares them with the [`ProcessEntry`] that led it here,
+/// so a slot that was given to another process is never used, nor an entry that was read while user
+/// space replaced it.
 #[must_use]
-pub const fn table_header(pid: u32, generation: u32) -> u64 {
-    (generation as u64) << 32 | pid as u64
+pub const fn table_header(pid: u32, entry: &ProcessEntry) -> [u64; 2] {
+    [(entry.generation as u64) << 32 | pid as u64, entry.extent.0 as u64]
 }
 
 /// The hash entry of a process: where its range table is.
@@ -58,13 +59,6 @@ pub struct ProcessEntry {
     pub extent: Extent,
     /// The state of the process's mappings that these ranges stand for.
     pub generation: u32,
-    /// [`ProcessEntry::NO_STACK_COPY`] or 0.
-    pub flags: u32,
 }
 
-impl ProcessEntry {
-    /// Do not copy the stack when unwinding stops: earlier copies led nowhere.
-    pub const NO_STACK_COPY: u32 = 1;
-}
-
-const _: () = assert!(size_of::<ProcessEntry>() == 16);
+const _: () = assert!(size_of::<ProcessEntry>() == 12);

@@ -137,6 +137,13 @@ fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
     (flag(rule, END) * STOP_END) | ((unsupported & (1 ^ guess)) * STOP_UNSUPPORTED) | (none * STOP_NO_FRAME_POINTER)
 }
 
+/// A return address of 0 ends the stack, but found by a frame pointer it proves that this was none.
+#[inline(always)]
+fn stop_at_zero<M: Machine>(rule: u64, pc: u64) -> u64 {
+    let (zero, guess) = (is_zero::<M>(pc), flag(rule, BY_FRAME_POINTER));
+    ((zero & (1 ^ guess)) * STOP_END) | ((zero & guess) * STOP_NO_FRAME_POINTER)
+}
+
 /// The base of the CFA and the offset from it, for rules whose base may be another register.
 ///
 /// Such a register is not restored on the way up. Where the CFA of a caller counts from it, whoever
@@ -186,7 +193,7 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
     let sp = select::<M>(signal, machine.word(words.wrapping_sub(2)), cfa);
     let fp = select::<M>(unchanged, regs.fp, machine.word(0));
     let fp = select::<M>(unknown, 0, fp);
-    stop |= is_zero::<M>(pc | stop) * STOP_END;
+    stop |= stop_at_zero::<M>(rule, pc | stop);
     if stop != 0 {
         return stop;
     }
@@ -220,7 +227,7 @@ pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M
     let pc = select::<M>(in_lr, regs.lr, machine.word(words.wrapping_sub(1))) & !pointer_auth_mask;
     let sp = select::<M>(signal, machine.word(2), cfa);
     let fp = select::<M>(fp_saved, machine.word(0), regs.fp);
-    stop |= is_zero::<M>(pc | stop) * STOP_END;
+    stop |= stop_at_zero::<M>(rule, pc | stop);
     if stop != 0 {
         return stop;
     }

@@ -4,7 +4,6 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::counter::Counter;
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, SCRATCH_WORDS};
-use profiler_common::range::ProcessEntry;
 use profiler_common::record::{FLAG_KERNEL_MODE, HEADER_WORDS, OTHER_REGISTER_WORDS, StopReason, shape_word, word};
 
 use crate::barrier::opaque;
@@ -29,7 +28,7 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
     let frames_end = HEADER_WORDS as u64 + kernel_frames + user_frames;
     let mut used = frames_end * 8;
     let mut copied = 0;
-    if stop.can_go_on() && walk.process.flags & ProcessEntry::NO_STACK_COPY == 0 {
+    if stop.can_go_on() {
         let stack_at = frames_end + OTHER_REGISTER_WORDS as u64;
         copied = copy_stack(record, stack_at * 8, walk.registers.sp);
         if copied != 0 {

@@ -72,8 +72,9 @@ pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: a per-CPU value that only programs on this CPU write; perf and tracepoint
-        // programs do not interrupt each other within one program kind (`bpf_prog_active`).
+        // SAFETY: a per-CPU value, and each counter is written by programs of one kind only: a
+        // sample that interrupts a tracepoint program adds to others, and no sample interrupts a
+        // sample (`bpf_prog_active`).
         unsafe { *value += 1 };
     }
 }

@@ -13,6 +13,7 @@ use profiler_common::step::Registers;
 
 use crate::finish::finish;
 use crate::maps::{FOLLOWED, PROCESSES, PROGRAMS, RANGES, SCRATCH, WALK, Walk, count};
+use crate::unwind::chunk_word;
 use crate::{arch, settings, task};
 
 /// Takes one sample.
@@ -38,7 +39,7 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     walk.user_frames = 0;
     walk.runs = 0;
     walk.how = 0;
-    walk.process = ProcessEntry { first_range: 0, extent: Extent(0), generation: 0, flags: 0 };
+    walk.process = ProcessEntry { first_range: 0, extent: Extent(0), generation: 0 };
     walk.registers = Registers { pc: 0, sp: 0, fp: 0, lr: 0, interrupted: 0, exact: 1 };
 
     let stop = start_walk(process, walk);
@@ -108,11 +109,13 @@ fn start_walk(process: u32, walk: &mut Walk) -> StopReason {
         return StopReason::NoUserStack;
     }
     let Some(entry) = PROCESSES.get_ptr(process) else { return StopReason::NoTable };
-    // SAFETY: a value of the map that the look-up just returned; user space replaces entries whole.
+    // SAFETY: a value of the map that the look-up just returned. User space may replace it meanwhile:
+    // then the header does not fit.
     walk.process = unsafe { *entry };
     let Some(ranges) = RANGES.get_ptr(0) else { return StopReason::NoTable };
-    let header = crate::unwind::chunk_word(ranges, u64::from(walk.process.first_range).wrapping_sub(1) * 4);
-    if header != table_header(process, walk.process.generation) {
+    let at = u64::from(walk.process.first_range).wrapping_sub(1) * 4;
+    let [owner, length] = table_header(process, &walk.process);
+    if chunk_word(ranges, at) != owner || chunk_word(ranges, at + 1) != length {
         count(Counter::StaleRangeTable);
         return StopReason::NoTable;
     }

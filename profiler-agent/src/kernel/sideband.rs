@@ -86,7 +86,6 @@ pub struct SidebandEvent {
     pub kind: SidebandKind,
 }
 
-const PAGE_BYTES: usize = 4096;
 /// Bytes of one CPU's ring, at most and at least; see the design's bound on all rings together.
 const MOST_RING_BYTES: usize = 512 << 10;
 const LEAST_RING_BYTES: usize = 32 << 10;
@@ -103,18 +102,18 @@ impl Sideband {
     /// Opens one ring a CPU. All together have at most `most_bytes`, each at least 32 KiB; they are
     /// halved while the kernel refuses (memlock limit).
     pub(super) fn open(cpus: &[u32], most_bytes: usize) -> Result<Self, KernelError> {
+        let page_bytes = rustix::param::page_size();
         let mut ring_bytes = MOST_RING_BYTES;
-        while ring_bytes > LEAST_RING_BYTES && ring_bytes * cpus.len() > most_bytes {
+        while ring_bytes > LEAST_RING_BYTES.max(page_bytes) && ring_bytes * cpus.len() > most_bytes {
             ring_bytes /= 2;
         }
-        let page_bytes = rustix::param::page_size();
         let mut rings = Vec::with_capacity(cpus.len());
         for cpu in cpus {
             let event = PerfEvent::sideband(*cpu)?;
             let ring = loop {
                 match Mapped::new(event.fd(), page_bytes + ring_bytes) {
                     Ok(ring) => break ring,
-                    Err(refused) if refused.kind() == io::ErrorKind::PermissionDenied && ring_bytes > PAGE_BYTES => {
+                    Err(refused) if refused.kind() == io::ErrorKind::PermissionDenied && ring_bytes > page_bytes => {
                         ring_bytes /= 2;
                     }
                     Err(source) => return Err(KernelError::System { what: "mmap of a perf ring", source }),
@@ -158,6 +157,9 @@ fn drain_ring(ring: &Mapped, into: &mut Vec<SidebandEvent>) {
     while at < end {
         let length = (word(at) >> 48) as usize;
         if length < 8 || length as u64 > end - at {
+            // Not as the kernel writes it: as if the rest were lost.
+            let kind = SidebandKind::Lost { count: 1 };
+            into.push(SidebandEvent { time: MonotonicNs(0), pid: Pid(0), tid: Tid(0), kind });
             break;
         }
         record.clear();

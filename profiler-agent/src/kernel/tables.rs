@@ -16,7 +16,7 @@ use super::mapped::Mapped;
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Entry(ProcessEntry);
-// SAFETY: four `u32` under `repr(C)` and `repr(transparent)`: any bytes are a value, no padding.
+// SAFETY: three `u32` under `repr(C)` and `repr(transparent)`: any bytes are a value, no padding.
 unsafe impl Pod for Entry {}
 
 /// Rows, ranges and process entries, as the sampling program reads them.
@@ -51,12 +51,12 @@ impl Tables {
         Row(usize::try_from(index).map_or(0, |index| self.rows.load(index)))
     }
 
-    /// Writes the range table of a process from `first_range - 1` (its header) on. The slot must be
-    /// in no process entry.
-    pub fn write_ranges(&self, first_range: u32, pid: Pid, generation: u32, ranges: &[Range]) {
-        let header = [table_header(pid.0, generation), 0, 0, 0];
-        let words = header.into_iter().chain(ranges.iter().flat_map(|range| range.to_words()));
-        self.ranges.store((first_range as usize - 1) * 4, words);
+    /// Writes the range table of a process to where `entry` says, its header in the slot before. The
+    /// slots must be in no process entry.
+    pub fn write_ranges(&self, pid: Pid, entry: &ProcessEntry, ranges: &[Range]) {
+        let [owner, length] = table_header(pid.0, entry);
+        let words = [owner, length, 0, 0].into_iter().chain(ranges.iter().flat_map(|range| range.to_words()));
+        self.ranges.store((entry.first_range as usize).saturating_sub(1) * 4, words);
     }
 
     /// Makes the kernel use this table for the process from now on.

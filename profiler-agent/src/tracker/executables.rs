@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ struct Identity {
     device: u64,
     inode: u64,
     size_bytes: u64,
-    changed: (i64, i64),
+    /// When its contents or its inode were last changed (ctime).
+    changed: (i64, u64),
 }
 
 /// A piece of an executable's table, where the kernel reads it.
@@ -70,7 +71,24 @@ pub(crate) struct Executable {
     identity: Option<Identity>,
 }
 
+impl Identity {
+    fn of(file: &impl AsFd) -> Option<Self> {
+        let stat = rustix::fs::fstat(file).ok()?;
+        Some(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size_bytes: stat.st_size.unsigned_abs(),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        })
+    }
+}
+
 impl Executable {
+    /// Whether the open file is still what it was when its table was built.
+    fn is_unchanged(&self) -> bool {
+        self.identity.is_some() && self.file.as_ref().and_then(Identity::of) == self.identity
+    }
+
     /// What is added to this file's addresses where `start` shows `file_offset`.
     ///
     /// Without segments (no ELF, or unreadable) addresses count from the start of the mapping.
@@ -102,6 +120,8 @@ pub(crate) struct Executables {
     by_identity: HashMap<Identity, FileKey>,
     /// Only files with a generation: others may be another file with the same inode.
     by_id: HashMap<FileId, FileKey>,
+    /// Files that can't be opened.
+    unreadable: HashMap<FileId, FileKey>,
     vdso: Option<FileKey>,
 }
 
@@ -114,8 +134,8 @@ pub(crate) enum Found {
     Known(FileKey),
     /// A file seen for the first time.
     New(FileKey),
-    /// A file that could not be opened.
-    Unreadable,
+    /// A file that could not be opened: known by its path only.
+    Unreadable(FileKey),
     /// Memory where no user code is.
     Nothing,
 }
@@ -166,20 +186,15 @@ impl Executables {
             _ => {}
         }
         if let Some(&key) = self.by_id.get(&mapping.file)
-            && self.get(key).is_some_and(|known| known.file.is_some())
+            && self.get(key).is_some_and(Executable::is_unchanged)
         {
             return Found::Known(key);
         }
-        let Some((file, metadata)) = open(pid, mapping) else { return Found::Unreadable };
+        let Some((file, metadata)) = open(pid, mapping) else { return self.unreadable(mapping) };
         if !metadata.is_file() {
             return Found::Known(ANONYMOUS);
         }
-        let identity = Identity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size_bytes: metadata.size(),
-            changed: (metadata.mtime(), metadata.mtime_nsec()),
-        };
+        let Some(identity) = Identity::of(&file) else { return self.unreadable(mapping) };
         let file = Arc::new(OwnedFd::from(file));
         let found = match self.by_identity.get(&identity).copied() {
             Some(key) => {
@@ -187,6 +202,9 @@ impl Executables {
                     && known.file.is_none()
                 {
                     known.file = Some(file);
+                    if matches!(known.unwinding, Unwinding::Missing) && known.segments.is_empty() {
+                        known.unwinding = Unwinding::Unasked;
+                    }
                 }
                 Found::Known(key)
             }
@@ -198,12 +216,24 @@ impl Executables {
         found
     }
 
+    fn unreadable(&mut self, mapping: &Mapping) -> Found {
+        if let Some(key) = self.unreadable.get(&mapping.file) {
+            return Found::Unreadable(*key);
+        }
+        let key = self.add(shown_path(mapping), None, None);
+        if let Some(executable) = self.get_mut(key) {
+            executable.unwinding = Unwinding::Missing;
+        }
+        self.unreadable.insert(mapping.file, key);
+        Found::Unreadable(key)
+    }
+
     /// The vDSO is the same for all 64-bit processes of a kernel: ours is read, once.
     fn find_vdso(&mut self) -> Found {
         if let Some(key) = self.vdso {
             return Found::Known(key);
         }
-        let Some(file) = copy_of_vdso() else { return Found::Unreadable };
+        let Some(file) = copy_of_vdso() else { return Found::Nothing };
         let key = self.add("[vdso]".to_owned(), Some(Arc::new(file)), None);
         self.vdso = Some(key);
         Found::New(key)

@@ -18,7 +18,7 @@ use profiler_unwind::UnwindTable;
 
 use self::executables::{ANONYMOUS, Executables, Found, Unwinding};
 use self::placement::Placement;
-use self::process::{ALWAYS, CodeMapping, Process};
+use self::process::{ALWAYS, Process};
 use crate::clock;
 use crate::counts::Counts;
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
@@ -70,6 +70,8 @@ pub(crate) struct Tracker {
     executables: Executables,
     placement: Placement,
     followed: Followed,
+    /// All sideband records up to this time are applied.
+    applied_up_to: MonotonicNs,
     /// The tables to build, in this order.
     wanted: VecDeque<FileKey>,
     pub(crate) counts: Counts,
@@ -83,6 +85,7 @@ impl Tracker {
             executables: Executables::new(),
             placement: Placement::new(tables),
             followed,
+            applied_up_to: ALWAYS,
             wanted: VecDeque::new(),
             counts: Counts::default(),
         };
@@ -106,7 +109,24 @@ impl Tracker {
         for pid in pids {
             if *launched { self.followed.follow_from_exec(*pid)? } else { self.followed.follow(*pid)? }
         }
-        Ok(())
+        self.follow_forked_meanwhile()
+    }
+
+    /// Follows what was forked between the look at /proc and the first following: from then on the
+    /// kernel follows by itself.
+    fn follow_forked_meanwhile(&mut self) -> Result<(), KernelError> {
+        let Interest::Only { pids, children: true, launched: false } = &mut self.interest else { return Ok(()) };
+        loop {
+            let known: Vec<Pid> = pids.iter().copied().collect();
+            let family = proc_fs::with_descendants(&known).unwrap_or_default();
+            let new: Vec<Pid> = family.into_iter().filter(|pid| pids.insert(*pid)).collect();
+            if new.is_empty() {
+                return Ok(());
+            }
+            for pid in new {
+                self.followed.follow(pid)?;
+            }
+        }
     }
 
     /// Reads from /proc what all processes of interest have mapped now.
@@ -141,20 +161,27 @@ impl Tracker {
         }
     }
 
-    /// Applies what happened, and tells the kernel.
-    pub(crate) fn apply(&mut self, events: &mut Vec<SidebandEvent>) {
+    /// Applies what happened up to `until`, and tells the kernel. Later records stay: of another CPU
+    /// an earlier one may still be missing.
+    pub(crate) fn apply(&mut self, events: &mut Vec<SidebandEvent>, until: MonotonicNs) {
         events.sort_by_key(|event| event.time);
-        for event in events.drain(..) {
-            self.apply_one(event);
+        let settled = events.partition_point(|event| event.time <= until);
+        let mut lost = 0;
+        for event in events.drain(..settled) {
+            match event.kind {
+                SidebandKind::Lost { count } => lost += count,
+                _ => self.apply_one(event),
+            }
         }
+        if lost > 0 {
+            self.counts.add(Counter::SidebandLost, lost);
+            self.rescan();
+        }
+        self.applied_up_to = until;
         self.publish();
     }
 
     fn apply_one(&mut self, event: SidebandEvent) {
-        if let SidebandKind::Lost { count } = event.kind {
-            self.counts.add(Counter::SidebandLost, count);
-            return self.rescan();
-        }
         if let SidebandKind::Forked { parent } = event.kind {
             return self.forked(parent, event.pid, event.time);
         }
@@ -175,16 +202,13 @@ impl Tracker {
                 let process = self.process_or_new(event.pid, time);
                 process.exec(time);
                 process.rename(Arc::from(comm), time);
-                process.ended = None;
             }
             SidebandKind::Renamed { comm } if event.tid.0 == event.pid.0 => {
                 self.process_or_new(event.pid, time).rename(Arc::from(comm), time);
             }
             SidebandKind::Exited => {
-                if let Some(process) = self.processes.get_mut(&event.pid)
-                    && proc_fs::living_thread(event.pid).is_none()
-                {
-                    process.ended = Some(time);
+                if let Some(process) = self.processes.get_mut(&event.pid) {
+                    process.thread_exited(event.tid, time);
                 }
             }
             SidebandKind::Renamed { .. } | SidebandKind::Forked { .. } | SidebandKind::Lost { .. } => {}
@@ -220,7 +244,15 @@ impl Tracker {
 
     /// Notes a mapping; `eager`: its table is built at once, not when a sample needs it.
     fn map(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs, eager: bool) {
-        let file = match self.executables.find(pid, mapping) {
+        let Some(file) = self.file_of(pid, mapping, eager) else { return };
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.map((mapping.start, mapping.end), mapping.file_offset, file, since);
+        }
+    }
+
+    /// The file of a mapping; `None` where no user code is.
+    fn file_of(&mut self, pid: Pid, mapping: &Mapping, eager: bool) -> Option<FileKey> {
+        let key = match self.executables.find(pid, mapping) {
             Found::Known(key) => key,
             Found::New(key) => {
                 if eager {
@@ -228,40 +260,58 @@ impl Tracker {
                 }
                 key
             }
-            Found::Unreadable => return self.counts.add(Counter::ExecutableUnreadable, 1),
-            Found::Nothing => return,
+            Found::Unreadable(key) => {
+                self.counts.add(Counter::ExecutableUnreadable, 1);
+                key
+            }
+            Found::Nothing => return None,
         };
-        if let Some(executable) = self.executables.get_mut(file) {
-            executable.idle_since = None;
+        self.executables.get_mut(key)?.idle_since = None;
+        Some(key)
+    }
+
+    /// Reads every process of interest again: records were lost. Only what /proc confirms stays, and
+    /// what it does not is gone since the last record that we are sure of.
+    fn rescan(&mut self) {
+        let all = proc_fs::all_pids().unwrap_or_default();
+        if let Interest::Only { pids, .. } = &mut self.interest {
+            pids.extend(all.iter().copied().filter(|pid| self.followed.contains(*pid)));
         }
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.map((mapping.start, mapping.end), mapping.file_offset, file, since);
+        let wanted: Vec<Pid> = match &self.interest {
+            Interest::All => all,
+            Interest::Only { pids, .. } => pids.iter().copied().collect(),
+        };
+        for pid in wanted {
+            if self.processes.contains_key(&pid) {
+                self.rescan_process(pid);
+            } else {
+                self.scan(pid);
+            }
+        }
+        // What is gone was not told either.
+        let now = clock::monotonic();
+        for process in self.processes.values_mut().filter(|process| process.ended.is_none()) {
+            if proc_fs::living_thread(process.pid).is_none() {
+                process.ended = Some(now);
+            }
         }
     }
 
-    /// Reads every known process again: records were lost.
-    fn rescan(&mut self) {
-        let now = clock::monotonic();
-        let pids: Vec<Pid> = match &self.interest {
-            Interest::All => proc_fs::all_pids().unwrap_or_default(),
-            Interest::Only { pids, .. } => pids.iter().copied().collect(),
-        };
-        for pid in pids {
-            if !self.processes.contains_key(&pid) {
-                self.scan(pid);
-                continue;
-            }
-            let Ok(mappings) = proc_fs::executable_mappings(pid) else { continue };
-            if let Some(process) = self.processes.get_mut(&pid) {
-                let confirmed = |known: &CodeMapping| {
-                    mappings.iter().any(|mapping| mapping.start <= known.start && known.end <= mapping.end)
-                };
-                process.retain(now, confirmed);
-                process.scanned_at = now;
-            }
-            for mapping in &mappings {
-                self.map(pid, mapping, now, false);
-            }
+    fn rescan_process(&mut self, pid: Pid) {
+        let lost_from = self.applied_up_to;
+        let scanned_at = clock::monotonic();
+        let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
+        let found: Vec<(&Mapping, FileKey)> =
+            mappings.iter().filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, false)?))).collect();
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.scanned_at = scanned_at;
+        process.retain(lost_from, |known| {
+            found
+                .iter()
+                .any(|(mapping, file)| *file == known.file && mapping.start <= known.start && known.end <= mapping.end)
+        });
+        for (mapping, file) in found {
+            process.map((mapping.start, mapping.end), mapping.file_offset, file, lost_from);
         }
     }
 
@@ -305,6 +355,8 @@ impl Tracker {
         let unwinding = match &result {
             Ok(table) => self.place_table(table),
             Err(FileError::NotElf) => self.anonymous_parts(),
+            // Counted as a restart of the worker.
+            Err(FileError::Worker(_)) => Unwinding::Missing,
             Err(error) => {
                 let counter = match error {
                     FileError::Unreadable(_) => Counter::ExecutableUnreadable,
@@ -336,6 +388,13 @@ impl Tracker {
     }
 
     fn place_table(&mut self, table: &UnwindTable) -> Unwinding {
+        if table.row_count() as u64 > self.placement.free_rows() {
+            self.evict();
+        }
+        if table.row_count() as u64 > self.placement.free_rows() {
+            self.counts.add(Counter::TablesFull, 1);
+            return Unwinding::NoRoom;
+        }
         let mut placed = Vec::with_capacity(table.parts.len());
         for part in &table.parts {
             let (start, length) = (part.start, part.end.0 - part.start.0);
@@ -394,6 +453,8 @@ impl Tracker {
         if let Some(process) = self.processes.get_mut(&pid) {
             process.slot = published.map(|(slot, _generation)| slot);
             process.published(published.map_or(0, |(_slot, generation)| generation));
+            // Tried again until there is room.
+            process.dirty = published.is_none() && !ranges.is_empty();
         }
         self.placement.release_slot(old_slot, clock::monotonic());
     }
@@ -424,13 +485,24 @@ impl Tracker {
         let ended: Vec<Pid> = self
             .processes
             .values()
-            .filter(|process| process.ended.is_some_and(over) && !proc_fs::exists(process.pid))
+            .filter(|process| process.ended.is_some_and(over))
             .map(|process| process.pid)
             .collect();
         for pid in ended {
+            if proc_fs::living_thread(pid).is_some() {
+                // Another thread lives on, or the pid is in use again.
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.ended = None;
+                    process.dirty = true;
+                }
+                continue;
+            }
             if let Some(process) = self.processes.remove(&pid) {
                 self.placement.remove_process(pid);
                 self.placement.release_slot(process.slot, now);
+            }
+            if let Interest::Only { pids, .. } = &mut self.interest {
+                pids.remove(&pid);
             }
         }
         for process in self.processes.values_mut() {

@@ -9,6 +9,7 @@ use profiler_common::search::Extent;
 use super::executables::PlacedPart;
 use super::process::Slot;
 use super::space::Space;
+use crate::clock;
 use crate::kernel::Tables;
 
 /// The kernel's tables, and which pieces of them are taken.
@@ -64,12 +65,16 @@ impl Placement {
     fn write(&mut self, pid: Pid, ranges: &[Range]) -> Option<(Slot, u32)> {
         let extent = Extent::new(ranges.len())?;
         let length = extent.count() + 1;
-        let slot = Slot { start: self.ranges.take(length)?, length };
+        let start = self.ranges.take(length).or_else(|| {
+            self.ranges.expire(clock::monotonic());
+            self.ranges.take(length)
+        })?;
+        let slot = Slot { start, length };
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1).max(1);
         let first_range = slot.start + 1;
-        self.tables.write_ranges(first_range, pid, generation, ranges);
-        let entry = ProcessEntry { first_range, extent, generation, flags: 0 };
+        let entry = ProcessEntry { first_range, extent, generation };
+        self.tables.write_ranges(pid, &entry, ranges);
         if self.tables.set_process(pid, entry).is_err() {
             // No walk can have found it.
             self.ranges.release(MonotonicNs(0), slot.start, slot.length);

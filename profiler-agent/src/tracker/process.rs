@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use profiler_common::address::{FileOffset, MonotonicNs, Pid, VirtualAddress};
+use profiler_common::address::{FileOffset, MonotonicNs, Pid, Tid, VirtualAddress};
 
+use super::executables::ANONYMOUS;
 use crate::worker::FileKey;
 
 /// Times before any sample, and after all.
@@ -16,6 +17,13 @@ const NEVER: MonotonicNs = MonotonicNs(u64::MAX);
 
 /// How long what is gone is remembered: longer than any sample waits to be located.
 const MEMORY: u64 = 60_000_000_000;
+
+/// Mappings of the past that are remembered, at most: a process that replaces its code faster than
+/// this has its oldest samples cut.
+const MOST_PAST: usize = 4096;
+
+/// Names that are remembered, at most.
+const MOST_NAMES: usize = 64;
 
 /// States of a process's range table whose times are remembered.
 const GENERATIONS: usize = 64;
@@ -36,6 +44,12 @@ pub(crate) struct CodeMapping {
 }
 
 impl CodeMapping {
+    /// What decides by which rows an address in it is unwound.
+    fn rows_of(&self) -> (FileKey, u64) {
+        let bias = if self.file == ANONYMOUS { 0 } else { self.start.0.wrapping_sub(self.file_offset.0) };
+        (self.file, bias)
+    }
+
     fn holds(&self, address: VirtualAddress, time: MonotonicNs) -> bool {
         self.start <= address && address < self.end && self.since <= time && time < self.until
     }
@@ -70,7 +84,9 @@ pub(crate) struct Process {
     pub(crate) slot: Option<Slot>,
     /// Its ranges in the kernel are not those of `live`.
     pub(crate) dirty: bool,
+    /// When its last known thread ended; it is looked at again before it is dropped.
     pub(crate) ended: Option<MonotonicNs>,
+    first_thread_ended: bool,
 }
 
 impl Process {
@@ -87,6 +103,7 @@ impl Process {
             slot: None,
             dirty: true,
             ended: None,
+            first_thread_ended: false,
         }
     }
 
@@ -96,6 +113,14 @@ impl Process {
         let now = self.live.iter().filter(|mapping| mapping.since <= time);
         child.live = now.map(|mapping| CodeMapping { since: time, ..*mapping }).collect();
         child
+    }
+
+    /// One of its threads ended: it was the last one, if the first one has ended as well.
+    pub(crate) fn thread_exited(&mut self, thread: Tid, time: MonotonicNs) {
+        self.first_thread_ended |= thread.0 == self.pid.0;
+        if self.first_thread_ended {
+            self.ended = Some(time);
+        }
     }
 
     pub(crate) fn rename(&mut self, name: Arc<str>, time: MonotonicNs) {
@@ -113,6 +138,8 @@ impl Process {
         self.past.extend(self.live.drain(..).map(|mapping| CodeMapping { until: time, ..mapping }));
         self.changed(time);
         self.last_removal = time;
+        self.first_thread_ended = false;
+        self.ended = None;
     }
 
     /// Code is mapped from `since` on, in place of what was there.
@@ -146,7 +173,7 @@ impl Process {
                 kept.push(CodeMapping { end: start, ..*mapping });
             }
             if end < mapping.end {
-                let skipped = FileOffset(mapping.file_offset.0 + (end.0 - mapping.start.0));
+                let skipped = FileOffset(mapping.file_offset.0.wrapping_add(end.0 - mapping.start.0));
                 kept.push(CodeMapping { start: end, file_offset: skipped, ..*mapping });
             }
         }
@@ -201,15 +228,16 @@ impl Process {
         if self.last_removal <= *known {
             return false;
         }
-        let then = self.mapping_at(address, *known).map(|mapping| (mapping.file, mapping.since));
-        let now = self.mapping_at(address, time).map(|mapping| (mapping.file, mapping.since));
-        then.is_some() && then != now
+        let then = self.mapping_at(address, *known).map(CodeMapping::rows_of);
+        then.is_some() && then != self.mapping_at(address, time).map(CodeMapping::rows_of)
     }
 
     /// Forgets what no waiting sample can need.
     pub(crate) fn forget(&mut self, now: MonotonicNs) {
         let oldest = MonotonicNs(now.0.saturating_sub(MEMORY));
         self.past.retain(|mapping| mapping.until >= oldest);
+        self.past.drain(..self.past.len().saturating_sub(MOST_PAST));
+        self.names.drain(..self.names.len().saturating_sub(MOST_NAMES));
         if let Some(current) = self.names.iter().rposition(|(since, _name)| *since <= oldest) {
             self.names.drain(..current);
         }
