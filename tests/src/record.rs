@@ -82,12 +82,12 @@ impl Running {
         self.child.0.id()
     }
 
-    /// Waits until it samples: from then on it handles an interrupt.
+    /// Waits until it samples: only then does it wait for the end of children.
     ///
     /// # Panics
     /// When it ends before.
     pub fn wait_until_sampling(&self) {
-        wait_for("the recording to begin", || catches(self.pid(), Signal::INT));
+        wait_for("the recording to begin", || catches(self.pid(), Signal::CHILD));
     }
 
     /// Sends it a signal.

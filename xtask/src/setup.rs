@@ -59,6 +59,10 @@ const PACKAGES: &[Package] = &[
     // rustup fetches over HTTPS.
     Package { name: "ca-certificates", probe: File("/etc/ssl/certs/ca-certificates.crt"), purposes: &[Test, Ebpf, Vm] },
     Package { name: "git", probe: Program("git"), purposes: &[Test] },
+    // The kernel's own count of the sampling program's runs.
+    Package { name: "bpftool", probe: Program("bpftool"), purposes: &[Test] },
+    // `go tool pprof` judges our pprof.
+    Package { name: "golang-go", probe: Program("go"), purposes: &[Test] },
     Package { name: "qemu-system-x86", probe: Program("qemu-system-x86_64"), purposes: &[Test, Vm] },
     Package { name: "qemu-system-arm", probe: Program("qemu-system-aarch64"), purposes: &[Vm] },
     Package { name: "gcc-aarch64-linux-gnu", probe: Program("aarch64-linux-gnu-gcc"), purposes: &[Vm] },

@@ -3,7 +3,8 @@
 
 use std::env;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -35,9 +36,8 @@ const FOREIGN: [&str; 7] = [
     "CARGO_ENCODED_RUSTFLAGS",
 ];
 
-/// Builds the object for one architecture and returns its bytes.
-pub(super) fn object(toolchain: &Toolchain, architecture: &str) -> Result<Vec<u8>> {
-    let root = shell::root();
+/// Builds the object for one architecture from the sources under `root` and returns its bytes.
+pub(super) fn object(toolchain: &Toolchain, architecture: &str, root: &Path) -> Result<Vec<u8>> {
     let target_folder = root.join("target/ebpf").join(architecture);
     let mut command = toolchain.cargo();
     command.args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET, "--target-dir"]);
@@ -45,19 +45,36 @@ pub(super) fn object(toolchain: &Toolchain, architecture: &str) -> Result<Vec<u8
     for name in FOREIGN {
         command.env_remove(name);
     }
-    command.env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain, architecture)?.join(FLAG_SEPARATOR));
+    command.env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain, architecture, root)?.join(FLAG_SEPARATOR));
     shell::run(&mut command)?;
     let built = target_folder.join(TARGET).join("release/spanflame-ebpf");
     fs::read(&built).with_context(|| format!("reading {}", built.display()))
 }
 
-fn flags(toolchain: &Toolchain, architecture: &str) -> Result<Vec<String>> {
+fn flags(toolchain: &Toolchain, architecture: &str, root: &Path) -> Result<Vec<String>> {
     let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
     flags.push(format!("--cfg=bpf_target_arch=\"{architecture}\""));
-    for (folder, name) in [(shell::root(), "/spanflame"), (cargo_home()?, "/cargo"), (toolchain.sysroot()?, "/rust")] {
+    for (folder, name) in [(root.to_owned(), "/spanflame"), (cargo_home()?, "/cargo"), (toolchain.sysroot()?, "/rust")]
+    {
         flags.push(format!("--remap-path-prefix={}={name}", folder.display()));
     }
     Ok(flags)
+}
+
+/// A copy of what the kernel programs are built from, in another folder.
+pub(super) fn copy_of_sources() -> Result<PathBuf> {
+    let (root, copy) = (shell::root(), shell::root().join("target/ebpf/another-folder"));
+    let listed = shell::output(Command::new("git").args(["ls-files", "*.rs", "*.toml", "*.lock"]).current_dir(&root))?;
+    for file in listed.lines() {
+        let target = copy.join(file);
+        let Some(folder) = target.parent() else { continue };
+        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        // A file that is removed but not committed yet is no reason to stop.
+        if root.join(file).is_file() {
+            fs::copy(root.join(file), &target).with_context(|| format!("copying {file}"))?;
+        }
+    }
+    Ok(copy)
 }
 
 fn cargo_home() -> Result<PathBuf> {

@@ -9,7 +9,7 @@ pub(crate) mod stack;
 pub(crate) mod toolchain;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -64,7 +64,7 @@ fn build_and_write(adopt_toolchain: bool) -> Result<()> {
     fs::create_dir_all(folder()).context("making the folder of the objects")?;
     let mut manifest = Manifest::new(sources::hash()?, toolchain.versions.clone());
     for architecture in ARCHITECTURES {
-        let bytes = build::object(&toolchain, architecture)?;
+        let bytes = build::object(&toolchain, architecture, &shell::root())?;
         calls::check(&bytes).with_context(|| format!("the object for {architecture}"))?;
         let path = object_path(architecture);
         fs::write(&path, &bytes).with_context(|| format!("writing {}", path.display()))?;
@@ -129,9 +129,14 @@ fn rebuild(manifest: &Manifest) -> Outcome {
         Ok(toolchain) => toolchain,
         Err(why) => return Outcome::Skipped(format!("{why:#}")),
     };
-    let result = ARCHITECTURES.iter().try_for_each(|architecture| {
-        let bytes = build::object(&toolchain, architecture)?;
-        manifest.check_object(architecture, &bytes).context("built again from the same sources")
-    });
+    let rebuild = |root: &Path| {
+        ARCHITECTURES.iter().try_for_each(|architecture| {
+            let bytes = build::object(&toolchain, architecture, root)?;
+            let context = || format!("built again from the same sources in {}", root.display());
+            manifest.check_object(architecture, &bytes).with_context(context)
+        })
+    };
+    // Twice, from two folders: the bytes depend on neither.
+    let result = rebuild(&shell::root()).and_then(|()| rebuild(&build::copy_of_sources()?));
     result.into()
 }
