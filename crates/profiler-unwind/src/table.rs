@@ -44,7 +44,7 @@ pub struct Problems {
     pub cfi_rows: u64,
     /// Rows whose CFA counts from another register than the stack and the frame pointer.
     pub cfa_register: u64,
-    /// Rows whose CFA offset is no multiple of 8 or beyond 16 bits of words.
+    /// Rows whose CFA offset is no multiple of 8 or does not fit the rule.
     pub cfa_offset: u64,
     /// Rows whose CFA is an expression of no known shape, or not stated.
     pub cfa_expression: u64,
