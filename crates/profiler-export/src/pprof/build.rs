@@ -1,7 +1,7 @@
 //! From the model's tables to pprof's.
 
 use indexmap::IndexSet;
-use profiler_model::{Function, Labels, LocationId, LocationKey, MappingId, Profile};
+use profiler_model::{FoundBy, Function, Labels, LocationId, LocationKey, MappingId, Profile};
 
 use super::proto;
 use crate::frame::{frames, function_name};
@@ -179,7 +179,7 @@ impl<'p> Tables<'p> {
         let message = |sample: profiler_model::Sample<'_>| proto::Sample {
             location_id: sample.stack.iter().map(|id| id_at(id.index())).collect(),
             value: vec![signed(sample.count), signed(sample.count.saturating_mul(period_ns))],
-            label: self.labels(sample.labels),
+            label: self.labels(sample.labels).into_iter().chain(self.guesses(sample.stack)).collect(),
         };
         profile.samples().map(message).collect()
     }
@@ -201,6 +201,22 @@ impl<'p> Tables<'p> {
             messages.push(proto::Label { key: self.string(key), str: self.string(text), ..Default::default() });
         }
         messages
+    }
+
+    /// Which frames were found by the frame pointer, for want of call frame information: their places
+    /// in the stack, counted from 0 at the leaf.
+    fn guesses(&mut self, stack: &[LocationId]) -> Vec<proto::Label> {
+        let profile = self.profile;
+        let guessed = |id: &LocationId| profile.location_key(*id).found_by == FoundBy::FramePointer;
+        let places = stack.iter().zip(0..).filter(|(id, _place)| guessed(id));
+        let places: Vec<i64> = places.map(|(_id, place)| place).collect();
+        let mut label = |num| proto::Label {
+            key: self.string("by_frame_pointer"),
+            num,
+            num_unit: self.string("frame"),
+            ..Default::default()
+        };
+        places.into_iter().map(&mut label).collect()
     }
 
     fn comments(&mut self) -> Vec<i64> {

@@ -6,7 +6,7 @@ use std::io::Read;
 
 use profiler_export::top::Top;
 use profiler_export::{Format, export, folded, pprof};
-use profiler_model::{Labels, MAX_STRING_BYTES, Profile, StopReason};
+use profiler_model::{FoundBy, Labels, LocationKey, MAX_STRING_BYTES, Profile, StopReason};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
@@ -227,4 +227,19 @@ fn numbers_that_do_not_fit_become_the_largest() {
     let message = pprof_of(&profile);
     assert_eq!(message.sample[0].value, [i64::MAX, i64::MAX]);
     assert_eq!(message.sample[0].label.len(), 3, "pid, tid and cpu 0 are labels; empty names are none");
+}
+
+#[test]
+fn frames_found_by_the_frame_pointer_are_told() {
+    let mut profile = common::empty("guesses");
+    let sure = common::named(&mut profile, "sure", 1);
+    let key = LocationKey { found_by: FoundBy::FramePointer, ..*profile.location_key(sure) };
+    let guessed = profile.location(key);
+    let labels = common::labels(&mut profile, 1, "p");
+    profile.add_sample(&[sure, guessed, sure, guessed], labels, 1);
+    let message = pprof::message(&profile);
+    let text = |index: i64| message.string_table[usize::try_from(index).unwrap()].as_str();
+    let guesses = message.sample[0].label.iter().filter(|label| text(label.key) == "by_frame_pointer");
+    let guesses: Vec<_> = guesses.map(|label| (label.num, text(label.num_unit))).collect();
+    assert_eq!(guesses, [(1, "frame"), (3, "frame")]);
 }
