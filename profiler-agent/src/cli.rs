@@ -65,7 +65,8 @@ pub struct Record {
     /// Leave out children of the profiled processes
     #[arg(long, conflicts_with = "all")]
     pub no_children: bool,
-    /// Stop after this time: 10s, 500ms, 2m (default: at Ctrl-C, or when the processes have ended)
+    /// Stop after this time: 10s, 500ms, 2m; a COMMAND is ended then (default: at Ctrl-C, or when the
+    /// processes have ended)
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     /// Samples a second on each busy CPU, 1 to 10000

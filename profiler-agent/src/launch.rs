@@ -24,6 +24,12 @@ pub enum LaunchError {
     /// No such program.
     #[error("cannot run {name}: no such program in PATH. Give its path, as in ./{name}", name = .0.to_string_lossy())]
     NotFound(OsString),
+    /// No name at all.
+    #[error("cannot run a command without a name: write it behind --")]
+    Nameless,
+    /// A folder.
+    #[error("cannot run {name}: it is a directory", name = .0.to_string_lossy())]
+    Directory(OsString),
     /// It is there, but not to be executed.
     #[error("cannot run {name}: not an executable file. Try: chmod +x {name}", name = .0.to_string_lossy())]
     NotExecutable(OsString),
@@ -108,6 +114,12 @@ fn check(name: &OsStr) -> Result<(), LaunchError> {
         path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
     };
     let path = Path::new(name);
+    if name.is_empty() {
+        return Err(LaunchError::Nameless);
+    }
+    if path.is_dir() && (path.is_absolute() || path.components().count() > 1) {
+        return Err(LaunchError::Directory(name.to_owned()));
+    }
     if path.components().count() > 1 || path.is_absolute() {
         return match (path.exists(), executable(path)) {
             (false, _) => Err(LaunchError::NotFound(name.to_owned())),

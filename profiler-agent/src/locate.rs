@@ -63,6 +63,10 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
     };
     let mut user_frames: Vec<LocatedFrame> = frames.into_iter().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);
+    if process.is_some_and(|process| in_exec(&header, &user_frames, stop, process)) {
+        user_frames.clear();
+        stop = StopReason::NoUserStack;
+    }
     let kernel_frames = sample.kernel_frames.iter().enumerate();
     let kernel_frames =
         kernel_frames.map(|(depth, pc)| VirtualAddress(pc.wrapping_sub(u64::from(depth > 0)))).collect();
@@ -75,6 +79,15 @@ fn lookup_address(frame: u64) -> VirtualAddress {
 
 fn is_stale(process: &TrackedProcess, header: &SampleHeader, frame: u64) -> bool {
     process.replaced_since(header.generation, lookup_address(frame), header.time)
+}
+
+/// Whether the sample hit the kernel in the middle of an exec: between the old program's memory and
+/// the new one's registers there is no user stack.
+fn in_exec(header: &SampleHeader, frames: &[LocatedFrame], stop: StopReason, process: &TrackedProcess) -> bool {
+    header.kernel_mode
+        && frames.len() == 1
+        && !matches!(stop, StopReason::Complete | StopReason::NoUserStack)
+        && process.may_be_in_exec(header.time)
 }
 
 /// A return address where no code is was none: a wrong caller is worse than a cut.

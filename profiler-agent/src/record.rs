@@ -66,7 +66,7 @@ impl RecordError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         let kernel = match self {
-            Self::NoTarget => return ExitCode::from(2),
+            Self::NoTarget | Self::Output(OutputError::Format(_)) => return ExitCode::from(2),
             Self::Kernel(error) | Self::Session(SessionError::Kernel(error)) => Some(error),
             _ => None,
         };
@@ -153,7 +153,8 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
         end_command(launched, stopped).await;
     }
     Ok(match launched.as_mut().and_then(Launched::ended) {
-        Some(status) if stopped == Stopped::ByCommand => ExitCode::from(launch::exit_code(status)),
+        // Ended by us for the time, its code says nothing of it.
+        Some(status) if stopped != Stopped::ByTime => ExitCode::from(launch::exit_code(status)),
         _ => ExitCode::SUCCESS,
     })
 }
@@ -332,7 +333,9 @@ impl Progress {
 
 fn show(options: &Record, profile: &Profile, outputs: &[Output]) -> Result<(), RecordError> {
     if options.json {
-        cli::answer(&Top::of(profile).json()?)?;
+        let mut json = Top::of(profile).json()?;
+        json.push(b'\n');
+        cli::answer(&json)?;
     } else if outputs.is_empty() {
         cli::answer(Top::of(profile).table(TABLE_ROWS, terminal_width()).as_bytes())?;
     }
@@ -360,7 +363,7 @@ fn summary(profile: &Profile) -> String {
         text.push_str(&format!(", {} missed by the kernel (+- {})", missed.count, missed.uncertainty));
     }
     if figures.samples == 0 {
-        text.push_str(". The processes did not run: idle and waiting threads are not sampled");
+        text.push_str(". No CPU time was used: idle and waiting threads are not sampled");
     }
     text
 }

@@ -240,6 +240,9 @@ impl Session {
         if let Some(why) = symbols::name_kernel(&mut self.aggregator, &mut self.kernel_symbols) {
             self.aggregator.profile.add_note(&format!("kernel functions have no names: {why}"));
         }
+        if let Some(note) = self.tracker.note() {
+            self.aggregator.profile.add_note(note);
+        }
         let quality = self.quality(missed)?;
         let mut profile = self.aggregator.profile;
         profile.quality = quality;

@@ -79,7 +79,7 @@ macro_rules! stop_reasons {
 stop_reasons! {
     /// The outermost frame was reached.
     Complete = 0, "complete";
-    /// The thread has no user stack: a kernel thread, or one that is exiting.
+    /// The thread has no user stack: a kernel thread, or one that is in the middle of exec or exit.
     NoUserStack = 1, "no_user_stack";
     /// The process has no range table yet.
     NoTable = 2, "no_table";

@@ -55,7 +55,9 @@ fn unit(report: &mut Report) {
     let cargo = |arguments: &[&str]| -> Outcome { shell::run(&mut shell::cargo(arguments)).into() };
     report.step("format", || cargo(&["fmt", "--all", "--check"]));
     report.step("clippy", || cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-Dwarnings"]));
-    report.step("unit tests", || cargo(&["test", "--quiet", "--workspace", "--exclude", LOCAL_PACKAGE]));
+    report.step("unit tests", || {
+        cargo(&["test", "--quiet", "--no-fail-fast", "--workspace", "--exclude", LOCAL_PACKAGE])
+    });
     for (name, outcome) in ebpf::check() {
         report.step(name, || outcome);
     }
@@ -64,7 +66,7 @@ fn unit(report: &mut Report) {
 /// Built as the user, run as root: cargo itself never runs under sudo, which would leave files of
 /// root in target/.
 fn local() -> Outcome {
-    let mut cargo = shell::cargo(&["test", "--quiet", "-p", LOCAL_PACKAGE]);
+    let mut cargo = shell::cargo(&["test", "--quiet", "--no-fail-fast", "-p", LOCAL_PACKAGE]);
     match shell::elevation() {
         Elevation::None => {}
         Elevation::Sudo => {

@@ -70,6 +70,8 @@ pub(crate) struct Tracker {
     executables: Executables,
     placement: Placement,
     followed: Followed,
+    /// /proc may not be read.
+    denied: bool,
     /// All sideband records up to this time are applied.
     applied_up_to: MonotonicNs,
     /// The tables to build, in this order.
@@ -85,6 +87,7 @@ impl Tracker {
             executables: Executables::new(),
             placement: Placement::new(tables),
             followed,
+            denied: false,
             applied_up_to: ALWAYS,
             wanted: VecDeque::new(),
             counts: Counts::default(),
@@ -147,7 +150,13 @@ impl Tracker {
         // A node runs hundreds of executables, and few of them burn time.
         let eager = matches!(self.interest, Interest::Only { .. });
         let scanned_at = clock::monotonic();
-        let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
+        let mappings = match proc_fs::executable_mappings(pid) {
+            Ok(mappings) => mappings,
+            Err(error) => {
+                self.denied |= error.kind() == std::io::ErrorKind::PermissionDenied;
+                return;
+            }
+        };
         if mappings.is_empty() {
             // A kernel thread.
             return;
@@ -540,6 +549,14 @@ impl Tracker {
 
     pub(crate) fn tables(&self) -> &Tables {
         self.placement.tables()
+    }
+
+    /// What the user should know of what could not be read.
+    pub(crate) fn note(&self) -> Option<&'static str> {
+        self.denied.then_some(
+            "some processes could not be looked at, so their stacks are cut: /proc/PID/maps was refused. Run as root, \
+             or with CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE",
+        )
     }
 
     /// Whether all processes of interest have ended.

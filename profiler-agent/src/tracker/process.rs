@@ -18,6 +18,9 @@ const NEVER: MonotonicNs = MonotonicNs(u64::MAX);
 /// How long what is gone is remembered: longer than any sample waits to be located.
 const MEMORY: u64 = 60_000_000_000;
 
+/// How long before and after its record an exec may go on; mapping the new program takes the longest.
+const EXEC_NS: u64 = 20_000_000;
+
 /// Mappings of the past that are remembered, at most: a process that replaces its code faster than
 /// this has its oldest samples cut.
 const MOST_PAST: usize = 4096;
@@ -87,6 +90,7 @@ pub(crate) struct Process {
     /// When its last known thread ended; it is looked at again before it is dropped.
     pub(crate) ended: Option<MonotonicNs>,
     first_thread_ended: bool,
+    last_exec: Option<MonotonicNs>,
 }
 
 impl Process {
@@ -104,6 +108,7 @@ impl Process {
             dirty: true,
             ended: None,
             first_thread_ended: false,
+            last_exec: None,
         }
     }
 
@@ -113,6 +118,12 @@ impl Process {
         let now = self.live.iter().filter(|mapping| mapping.since <= time);
         child.live = now.map(|mapping| CodeMapping { since: time, ..*mapping }).collect();
         child
+    }
+
+    /// Whether `time` is close enough to an exec to be in the middle of it: the registers are then
+    /// those of a program whose memory is gone.
+    pub(crate) fn may_be_in_exec(&self, time: MonotonicNs) -> bool {
+        self.last_exec.is_some_and(|exec| exec.0.abs_diff(time.0) < EXEC_NS)
     }
 
     /// One of its threads ended: it was the last one, if the first one has ended as well.
@@ -140,6 +151,7 @@ impl Process {
         self.last_removal = time;
         self.first_thread_ended = false;
         self.ended = None;
+        self.last_exec = Some(time);
     }
 
     /// Code is mapped from `since` on, in place of what was there.
