@@ -16,8 +16,9 @@ use profiler_common::row::{Row, Rule};
 /// Code is aligned to this many bytes. A shorter hole up to such an address is padding.
 const CODE_ALIGNMENT: u64 = 16;
 
-/// Bytes from the entry point on that belong to it, where no CFI says so: musl's `_start` has 22.
-const ENTRY_BYTES: u64 = 32;
+/// Bytes from the entry point on that belong to it, where no CFI says so: musl's `_start` has 22,
+/// that of glibc's loader 61.
+const ENTRY_BYTES: u64 = 64;
 
 /// How to unwind the addresses `[start, end)`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -334,11 +334,11 @@ fn the_main_that_rustc_makes_without_tables() {
 #[test]
 fn the_beginnings_of_programs_and_threads_end_stacks() {
     let mut file = ElfFile::new(X86_64, 128);
-    file.code[64..72].copy_from_slice(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05]);
-    let thread = [(63, Rule::END), (72, GUESS)];
+    file.code[96..104].copy_from_slice(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05]);
+    let thread = [(95, Rule::END), (104, GUESS)];
     assert_eq!(rows(&table(&file)), [&[(0, GUESS)], &thread[..]].concat());
     file.entry = CODE + 16;
-    let expected = [&[(0, GUESS), (16, Rule::END), (48, GUESS)], &thread[..]].concat();
+    let expected = [&[(0, GUESS), (16, Rule::END), (80, GUESS)], &thread[..]].concat();
     assert_eq!(rows(&table(&file)), expected);
 }
 
