@@ -108,8 +108,11 @@ impl Aggregator {
     fn want(&mut self, file: FileKey, address: Svma, location: LocationId) {
         let locations = self.locations.entry((file, address)).or_default();
         if let Some(symbolized) = locations.first().and_then(|first| self.profile.lines(*first)) {
-            let lines = symbolized.to_vec();
+            let (lines, start) = (symbolized.to_vec(), self.profile.function_start(locations[0]));
             self.profile.set_lines(location, lines);
+            if let Some(start) = start {
+                self.profile.set_function_start(location, start);
+            }
         } else if locations.is_empty() {
             self.wanted.entry(file).or_default().push(address);
         }
@@ -167,9 +170,13 @@ impl Aggregator {
 
     /// Takes in what is at an address of a file.
     pub(crate) fn symbolized(&mut self, file: FileKey, address: Svma, frames: &[Frame]) {
-        let lines = self.lines(frames);
+        let nameless = frames.first().map(|frame| frame.nameless_start).filter(|start| *start != Svma(0));
+        let lines = if nameless.is_some() { Vec::new() } else { self.lines(frames) };
         for location in self.locations.get(&(file, address)).into_iter().flatten() {
             self.profile.set_lines(*location, lines.clone());
+            if let Some(start) = nameless {
+                self.profile.set_function_start(*location, start);
+            }
         }
     }
 

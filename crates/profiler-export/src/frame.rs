@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use profiler_model::{FunctionId, Line, LocationId, LocationKey, Mapping, Profile, StringId};
+use profiler_model::{FunctionId, Line, LocationId, Mapping, Profile, StringId};
 
 /// What stands for a name that is empty.
 pub(crate) const UNKNOWN: &str = "[unknown]";
@@ -21,7 +21,7 @@ pub(crate) struct Frame<'p> {
 pub(crate) fn frames<'p>(profile: &'p Profile, id: LocationId) -> Vec<Frame<'p>> {
     let lines = profile.lines(id).unwrap_or_default();
     let Some(outermost) = lines.len().checked_sub(1) else {
-        let name = address_in_file(profile, profile.location_key(id)).into();
+        let name = address_in_file(profile, id).into();
         return vec![Frame { name, line: None, inlined: false }];
     };
     let named = |(index, line): (usize, &'p Line)| Frame {
@@ -41,12 +41,15 @@ pub(crate) fn function_name(profile: &Profile, id: FunctionId) -> &str {
         .map_or(UNKNOWN, |name| &profile[name])
 }
 
-/// `libc.so.6+0x2a1f0`: the file and the address as the file states it.
-fn address_in_file(profile: &Profile, key: &LocationKey) -> String {
+/// `libc.so.6+0x2a1f0`: the file and the address as the file states it; that of the function's first
+/// instruction, if it is known, so that a function has one name.
+fn address_in_file(profile: &Profile, id: LocationId) -> String {
+    let key = profile.location_key(id);
     match key.mapping {
         Some(mapping) => {
             let mapping = &profile[mapping];
-            format!("{}+{}", file_name(profile, mapping), key.address.in_file(mapping.bias))
+            let address = profile.function_start(id).unwrap_or(key.address.in_file(mapping.bias));
+            format!("{}+{address}", file_name(profile, mapping))
         }
         None => format!("{UNKNOWN}+{}", key.address),
     }

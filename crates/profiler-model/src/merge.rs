@@ -87,10 +87,14 @@ impl Handles {
             let file = handles.string(function.file);
             handles.functions.push(into.functions.intern(Function { name, system_name, file, ..*function }));
         }
-        for (_, key, lines) in other.locations.iter() {
+        for (id, key, lines) in other.locations.iter() {
             let key = LocationKey { mapping: key.mapping.map(|id| handles.mappings[id.index()]), ..*key };
             let lines = lines.map(|lines| lines.iter().map(|line| handles.line(line)).collect());
-            handles.locations.push(into.locations.intern_with_lines(key, lines));
+            let location = into.locations.intern_with_lines(key, lines);
+            if let Some(start) = other.function_start(id) {
+                into.function_starts.insert(location, start);
+            }
+            handles.locations.push(location);
         }
         handles
     }

@@ -1,6 +1,9 @@
 //! The profile: all tables, and what they are about.
 
+use std::collections::HashMap;
 use std::num::NonZeroU32;
+
+use profiler_common::address::Svma;
 use std::ops::Index;
 
 use crate::function::{Function, FunctionId, Functions};
@@ -49,6 +52,8 @@ pub struct Profile {
     pub(crate) mappings: Mappings,
     pub(crate) functions: Functions,
     pub(crate) locations: Locations,
+    /// Where the function of a location without symbols starts, as its file states it.
+    pub(crate) function_starts: HashMap<LocationId, Svma>,
     stacks: Stacks,
     samples: Samples,
 }
@@ -73,6 +78,7 @@ impl Profile {
             mappings: Mappings::default(),
             functions: Functions::default(),
             locations: Locations::default(),
+            function_starts: HashMap::new(),
             stacks: Stacks::default(),
             samples: Samples::default(),
         }
@@ -120,6 +126,11 @@ impl Profile {
     /// there are no symbols. Of more than [`crate::MAX_LINES`] the last but one are left out.
     pub fn set_lines(&mut self, id: LocationId, lines: Vec<Line>) {
         self.locations.set_lines(id, lines);
+    }
+
+    /// Says where the function starts that a location without symbols is in, as the file states it.
+    pub fn set_function_start(&mut self, id: LocationId, start: Svma) {
+        self.function_starts.insert(id, start);
     }
 
     /// Adds `count` samples with this stack (leaf first) and these labels; to those that are equal,
@@ -182,6 +193,12 @@ impl Profile {
     #[must_use]
     pub fn lines(&self, id: LocationId) -> Option<&[Line]> {
         self.locations.lines(id)
+    }
+
+    /// Where the function starts that a location without symbols is in, if that is known.
+    #[must_use]
+    pub fn function_start(&self, id: LocationId) -> Option<Svma> {
+        self.function_starts.get(&id).copied()
     }
 
     /// All samples, in the order in which they first came.

@@ -16,6 +16,7 @@ mod cfi;
 mod elf;
 mod error;
 mod expression;
+mod functions;
 mod plt;
 mod read;
 mod section;
@@ -27,6 +28,7 @@ mod tiles;
 mod x86_64;
 
 pub use error::{BuildError, ReadError};
+pub use functions::function_starts;
 pub use profiler_common::step::*;
 pub use read::ReadAt;
 pub use segment::{Arch, Segment, bias_of_mapping};

@@ -344,3 +344,30 @@ fn the_bias_of_code_is_the_address_that_the_first_mapping_was_given() {
     }
     assert!(checked >= 2, "the program and its C library at least: {mappings:?}");
 }
+
+#[test]
+fn functions_start_where_their_fdes_do() {
+    let Some(path) =
+        ["/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/bin/git"].iter().find(|path| std::fs::metadata(path).is_ok())
+    else {
+        println!("skipped: no libc.so.6 and no git here");
+        return;
+    };
+    let bytes = std::fs::read(path).unwrap();
+    let table = build(&bytes).unwrap();
+    let elf = object::File::parse(&*bytes).unwrap();
+    let (section, bases) = section_of(&elf, &table);
+    let mut entries = section.entries(&bases);
+    let (mut addresses, mut starts) = (Vec::new(), Vec::new());
+    while let Some(entry) = entries.next().unwrap() {
+        let CieOrFde::Fde(partial) = entry else { continue };
+        let fde = partial.parse(EhFrame::cie_from_offset).unwrap();
+        for address in [fde.initial_address(), fde.initial_address() + fde.len() / 2, fde.end_address() - 1] {
+            addresses.push(Svma(address));
+            starts.push(Some(Svma(fde.initial_address())));
+        }
+    }
+    assert!(starts.len() > 1000);
+    assert_eq!(profiler_unwind::function_starts(&bytes, &addresses).unwrap(), starts);
+    assert_eq!(profiler_unwind::function_starts(&bytes, &[Svma(0), Svma(u64::MAX)]).unwrap(), [None, None]);
+}

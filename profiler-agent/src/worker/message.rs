@@ -119,6 +119,8 @@ pub(super) fn encode_symbols(symbols: &[Vec<Frame>]) -> Vec<u8> {
             out.u32(frame.line);
             out.u32(frame.column);
             out.u32(u32::from(frame.inlined));
+            out.u32(frame.nameless_start.0 as u32);
+            out.u32((frame.nameless_start.0 >> 32) as u32);
         }
     }
     out.bytes
@@ -150,6 +152,7 @@ fn decode_frame(input: &mut Reader<'_>) -> Result<Frame, &'static str> {
         line: input.u32()?,
         column: input.u32()?,
         inlined: input.u32()? != 0,
+        nameless_start: Svma(u64::from(input.u32()?) | u64::from(input.u32()?) << 32),
     })
 }
 
@@ -240,6 +243,7 @@ mod tests {
             line: 3,
             column: 7,
             inlined: true,
+            nameless_start: Svma(0x1234_5678_9abc),
         }
     }
 

@@ -85,6 +85,8 @@ pub struct Frame {
     pub column: u32,
     /// This function was inlined into the one that follows.
     pub inlined: bool,
+    /// Where a function without a name starts, by its call frame information; 0 when it has a name.
+    pub nameless_start: Svma,
 }
 
 /// The answer to one request.
@@ -101,8 +103,8 @@ pub enum Reply {
     Symbols {
         /// The file.
         key: FileKey,
-        /// For each address asked for, in that order, its functions, innermost first; none when the
-        /// file names no function there.
+        /// For each address asked for, in that order, its functions, innermost first: one without a
+        /// name when the file names none but has one there; none when it has none.
         result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,
     },
 }

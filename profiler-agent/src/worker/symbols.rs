@@ -15,6 +15,7 @@ use profiler_common::address::Svma;
 use super::child::{Identity, examine};
 use super::demangle::demangle;
 use super::message::truncate;
+use super::tables::Pread;
 use super::{FileError, Frame};
 
 /// Files kept open with what was parsed of them: the least recently used one goes. Each takes at
@@ -48,7 +49,7 @@ impl Symbols {
         if self.open.len() >= OPEN_FILES {
             self.open.pop_front();
         }
-        let frames = open.frames(addresses);
+        let frames = open.frames(addresses).map(|frames| open.with_starts(addresses, frames));
         self.open.push_back(open);
         frames
     }
@@ -61,7 +62,7 @@ struct OpenFile {
     sources: Vec<Source<'static>>,
     symbolizer: Symbolizer,
     /// Keeps the path in `sources` valid; declared after what uses it, so dropped after it.
-    _file: OwnedFd,
+    file: OwnedFd,
 }
 
 impl OpenFile {
@@ -79,7 +80,7 @@ impl OpenFile {
             .enable_auto_reload(false)
             .enable_demangling(false)
             .build();
-        Self { identity, sources, symbolizer, _file: file }
+        Self { identity, sources, symbolizer, file }
     }
 
     fn frames(&self, addresses: &[Svma]) -> Result<Vec<Vec<Frame>>, FileError> {
@@ -100,6 +101,25 @@ impl OpenFile {
             Some(error) if found.iter().all(Vec::is_empty) => Err(FileError::Corrupt(error.to_string())),
             _ => Ok(found),
         }
+    }
+}
+
+impl OpenFile {
+    /// Tells where the functions start that have no name.
+    fn with_starts(&self, addresses: &[Svma], mut frames: Vec<Vec<Frame>>) -> Vec<Vec<Frame>> {
+        let nameless: Vec<usize> = (0..frames.len()).filter(|index| frames[*index].is_empty()).collect();
+        if nameless.is_empty() {
+            return frames;
+        }
+        let wanted: Vec<Svma> = nameless.iter().map(|index| addresses[*index]).collect();
+        let file = Pread { file: &self.file, size_bytes: self.identity.size_bytes };
+        // Without such a table its addresses stay what they are.
+        let starts = profiler_unwind::function_starts(&file, &wanted).unwrap_or_default();
+        for (index, start) in nameless.into_iter().zip(starts) {
+            frames[index] =
+                start.map(|nameless_start| Frame { nameless_start, ..Frame::default() }).into_iter().collect();
+        }
+        frames
     }
 }
 
@@ -135,5 +155,6 @@ fn frame(symbol: &str, code: Option<&CodeInfo<'_>>, inlined: bool) -> Frame {
         line: code.and_then(|code| code.line).unwrap_or_default(),
         column: code.and_then(|code| code.column).unwrap_or_default().into(),
         inlined,
+        nameless_start: Svma(0),
     }
 }

@@ -2,7 +2,7 @@
 //! meanwhile is an error, not a SIGBUS.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use profiler_common::address::FileOffset;
 use profiler_unwind::{BuildError, ReadAt, ReadError, UnwindTable};
@@ -29,12 +29,12 @@ fn file_error(error: BuildError) -> FileError {
 }
 
 /// A file that is read piece by piece.
-struct Pread {
-    file: OwnedFd,
-    size_bytes: u64,
+pub(super) struct Pread<F> {
+    pub(super) file: F,
+    pub(super) size_bytes: u64,
 }
 
-impl ReadAt for Pread {
+impl<F: AsFd> ReadAt for Pread<F> {
     fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
