@@ -51,7 +51,7 @@ const EXAMPLES: &str = "Examples:
 Output files (-o) by the end of their names:
   .svg     flame graph        .folded  folded stacks        .pb.gz  pprof (go tool pprof)
 
-Exit code: 0 done (or that of COMMAND), 1 failed, 2 bad usage, 3 not permitted or not supported here.";
+Exit code: 0 done (or that of COMMAND, unless -d ended it), 1 failed, 2 bad usage, 3 not permitted or not supported here.";
 
 /// `spanflame record`.
 #[derive(Debug, Args)]

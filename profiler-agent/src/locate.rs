@@ -63,7 +63,8 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
     };
     let mut user_frames: Vec<LocatedFrame> = frames.into_iter().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);
-    if process.is_some_and(|process| in_exec(&header, &user_frames, stop, process)) {
+    let exec = process.and_then(TrackedProcess::last_exec);
+    if header.kernel_mode && in_exec(header.time, exec, &user_frames, stop) {
         user_frames.clear();
         stop = StopReason::NoUserStack;
     }
@@ -81,13 +82,17 @@ fn is_stale(process: &TrackedProcess, header: &SampleHeader, frame: u64) -> bool
     process.replaced_since(header.generation, lookup_address(frame), header.time)
 }
 
-/// Whether the sample hit the kernel in the middle of an exec: between the old program's memory and
-/// the new one's registers there is no user stack.
-fn in_exec(header: &SampleHeader, frames: &[LocatedFrame], stop: StopReason, process: &TrackedProcess) -> bool {
-    header.kernel_mode
-        && frames.len() == 1
-        && !matches!(stop, StopReason::Complete | StopReason::NoUserStack)
-        && process.may_be_in_exec(header.time)
+/// How long before and after its record an exec may go on; mapping the new program takes the longest.
+const EXEC_NS: u64 = 20_000_000;
+
+/// Whether a sample in kernel mode hit the middle of an exec: the registers are still the old
+/// program's, whose memory is gone, so there is no user stack. Before the record of the exec that
+/// shows in a stack that can't be read, behind it in a pc that is in no code of the new program.
+/// Whatever else ends a stack is told as it is.
+fn in_exec(time: MonotonicNs, exec: Option<MonotonicNs>, frames: &[LocatedFrame], stop: StopReason) -> bool {
+    let ([frame], Some(exec)) = (frames, exec) else { return false };
+    let memory_gone = if time < exec { stop == StopReason::UnreadableStack } else { frame.code.is_none() };
+    memory_gone && exec.0.abs_diff(time.0) < EXEC_NS
 }
 
 /// A return address where no code is was none: a wrong caller is worse than a cut.
@@ -195,5 +200,34 @@ impl Machine for StackCopy<'_> {
 
     fn word(&self, index: u64) -> u64 {
         self.read.get((index & 63) as usize).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXEC: MonotonicNs = MonotonicNs(100_000_000);
+
+    fn frame() -> LocatedFrame {
+        LocatedFrame { address: VirtualAddress(0x1000), code: None, by_frame_pointer: false }
+    }
+
+    fn found(time_ns: u64, frames: &[LocatedFrame], stop: StopReason) -> bool {
+        in_exec(MonotonicNs(time_ns), Some(EXEC), frames, stop)
+    }
+
+    #[test]
+    fn only_what_an_exec_takes_away_counts_as_one() {
+        let (before, after) = (EXEC.0 - 1_000_000, EXEC.0 + 1_000_000);
+        assert!(found(before, &[frame()], StopReason::UnreadableStack));
+        assert!(found(after, &[frame()], StopReason::NotCode));
+        for broken in [StopReason::UnsupportedCfi, StopReason::NoFramePointer, StopReason::StackCopyEnded] {
+            assert!(!found(before, &[frame()], broken), "{broken:?} is a broken stack, exec or not");
+        }
+        assert!(!found(before, &[frame(), frame()], StopReason::UnreadableStack), "a caller was found");
+        assert!(!found(EXEC.0 - EXEC_NS, &[frame()], StopReason::UnreadableStack), "long before");
+        assert!(!found(EXEC.0 + EXEC_NS, &[frame()], StopReason::NotCode), "long after");
+        assert!(!in_exec(EXEC, None, &[frame()], StopReason::NotCode), "no exec was seen");
     }
 }

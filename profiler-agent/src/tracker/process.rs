@@ -18,9 +18,6 @@ const NEVER: MonotonicNs = MonotonicNs(u64::MAX);
 /// How long what is gone is remembered: longer than any sample waits to be located.
 const MEMORY: u64 = 60_000_000_000;
 
-/// How long before and after its record an exec may go on; mapping the new program takes the longest.
-const EXEC_NS: u64 = 20_000_000;
-
 /// Mappings of the past that are remembered, at most: a process that replaces its code faster than
 /// this has its oldest samples cut.
 const MOST_PAST: usize = 4096;
@@ -120,10 +117,9 @@ impl Process {
         child
     }
 
-    /// Whether `time` is close enough to an exec to be in the middle of it: the registers are then
-    /// those of a program whose memory is gone.
-    pub(crate) fn may_be_in_exec(&self, time: MonotonicNs) -> bool {
-        self.last_exec.is_some_and(|exec| exec.0.abs_diff(time.0) < EXEC_NS)
+    /// When it last began to run another program.
+    pub(crate) fn last_exec(&self) -> Option<MonotonicNs> {
+        self.last_exec
     }
 
     /// One of its threads ended: it was the last one, if the first one has ended as well.
