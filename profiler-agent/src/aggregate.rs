@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use profiler_common::address::{Bias, FileOffset, Pid, Svma, VirtualAddress};
 use profiler_model::{
-    FoundBy, FrameKind, Function, Labels, Line, LocationId, LocationKey, Mapping, MappingId, Profile,
+    FoundBy, FrameKind, Function, Labels, Line, LocationId, LocationKey, Mapping, MappingId, Profile, StringId,
 };
 
+use crate::kernel_symbols::KernelSymbol;
 use crate::locate::{LocatedFrame, LocatedSample};
 use crate::tracker::{ANONYMOUS_CODE, Code, Executable, Tracker};
 use crate::worker::{FileKey, Frame};
@@ -31,15 +32,8 @@ impl Aggregator {
     pub(crate) fn new(mut profile: Profile) -> Self {
         let path = profile.string("[kernel.kallsyms]");
         let build_id = profile.string("");
-        let kernel_mapping = profile.mapping(Mapping {
-            start: KERNEL_START,
-            end: VirtualAddress(u64::MAX),
-            file_offset: FileOffset(0),
-            bias: Bias(0),
-            path,
-            build_id,
-            discriminator: 0,
-        });
+        let kernel = kernel_mapping(path, build_id, KERNEL_START, VirtualAddress(u64::MAX));
+        let kernel_mapping = profile.mapping(kernel);
         Self {
             profile,
             mappings: HashMap::new(),
@@ -181,9 +175,15 @@ impl Aggregator {
     }
 
     /// Takes in what is at a kernel address.
-    pub(crate) fn kernel_symbolized(&mut self, location: LocationId, frames: &[Frame]) {
-        let lines = self.lines(frames);
-        self.profile.set_lines(location, lines);
+    pub(crate) fn kernel_symbolized(&mut self, location: LocationId, symbol: Option<&KernelSymbol>) {
+        let Some(symbol) = symbol else { return self.profile.set_lines(location, Vec::new()) };
+        self.name(location, &symbol.name);
+        if let Some(module) = &symbol.module {
+            let path = self.profile.string(&format!("[{}]", module.name));
+            let build_id = self.profile.string("");
+            let mapping = self.profile.mapping(kernel_mapping(path, build_id, module.start, module.end));
+            self.profile.set_mapping(location, mapping);
+        }
     }
 
     fn lines(&mut self, frames: &[Frame]) -> Vec<Line> {
@@ -198,6 +198,10 @@ impl Aggregator {
         };
         frames.iter().map(&mut line).collect()
     }
+}
+
+fn kernel_mapping(path: StringId, build_id: StringId, start: VirtualAddress, end: VirtualAddress) -> Mapping {
+    Mapping { start, end, file_offset: FileOffset(0), bias: Bias(0), path, build_id, discriminator: 0 }
 }
 
 /// A thread's name: up to the first NUL, whatever bytes the thread chose.

@@ -1,69 +1,171 @@
 //! Names of kernel code, from /proc/kallsyms. Resolved in the main process, which keeps CAP_SYSLOG:
 //! without it every address in that file reads 0.
 
-use blazesym::MaybeDefault;
-use blazesym::symbolize::source::{Kernel, Source};
-use blazesym::symbolize::{Input, Symbolizer};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+
 use profiler_common::address::VirtualAddress;
 
-use crate::worker::Frame;
+const KALLSYMS: &str = "/proc/kallsyms";
 
-/// The kernel's symbols, read when they are first needed.
-#[derive(Default)]
-pub(crate) struct KernelSymbols {
-    symbolizer: Option<Symbolizer>,
+/// The smallest page: modules begin and end at its multiples.
+const PAGE_BYTES: u64 = 4096;
+
+/// What is at an address of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KernelSymbol {
+    /// The function.
+    pub(crate) name: String,
+    /// The module that it is in; `None` for the kernel itself.
+    pub(crate) module: Option<KernelModule>,
 }
 
-impl KernelSymbols {
-    /// The function at each address; none where the kernel tells no name.
-    ///
-    /// # Errors
-    /// When the kernel's symbols can't be read, in a sentence.
-    pub(crate) fn symbolize(&mut self, addresses: &[VirtualAddress]) -> Result<Vec<Vec<Frame>>, String> {
-        if addresses.is_empty() {
-            return Ok(Vec::new());
-        }
-        if hidden() {
-            return Err("the kernel hides its symbols (kernel.kptr_restrict). Run with CAP_SYSLOG, or: \
-                        sudo sysctl kernel.kptr_restrict=0"
-                .to_owned());
-        }
-        let symbolizer = self.symbolizer.get_or_insert_with(|| {
-            Symbolizer::builder().enable_code_info(false).enable_inlined_fns(false).enable_demangling(false).build()
-        });
-        let source = Source::Kernel(Kernel {
-            kallsyms: MaybeDefault::Default,
-            vmlinux: MaybeDefault::None,
-            kaslr_offset: Some(0),
-            debug_syms: false,
-            _non_exhaustive: (),
-        });
-        let addresses: Vec<u64> = addresses.iter().map(|address| address.0).collect();
-        let found = symbolizer.symbolize(&source, Input::AbsAddr(&addresses)).map_err(|error| error.to_string())?;
-        let frames = found.iter().map(|symbolized| {
-            let symbol = symbolized.as_sym();
-            symbol.map(|symbol| frame(&symbol.name)).into_iter().collect()
-        });
-        Ok(frames.collect())
+/// A module of the kernel, or what the kernel lists as one: `bpf` is all compiled BPF programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KernelModule {
+    /// Its name, without brackets.
+    pub(crate) name: String,
+    /// The page of its first function.
+    pub(crate) start: VirtualAddress,
+    /// The end of the page in which its last function starts.
+    pub(crate) end: VirtualAddress,
+}
+
+/// The function at each address; none where the kernel tells no name. All symbols are read anew:
+/// modules come and go.
+///
+/// # Errors
+/// When the kernel's symbols can't be read, in a sentence.
+pub(crate) fn symbolize(addresses: &[VirtualAddress]) -> Result<Vec<Option<KernelSymbol>>, String> {
+    if addresses.is_empty() {
+        return Ok(Vec::new());
     }
+    let file = File::open(KALLSYMS).map_err(|error| format!("opening {KALLSYMS}: {error}"))?;
+    let found = look_up(BufReader::new(file), addresses).map_err(|error| format!("reading {KALLSYMS}: {error}"))?;
+    found.ok_or_else(|| {
+        "the kernel hides its symbols (kernel.kptr_restrict). Run with CAP_SYSLOG, or: \
+         sudo sysctl kernel.kptr_restrict=0"
+            .to_owned()
+    })
 }
 
-fn frame(name: &str) -> Frame {
-    Frame { name: name.to_owned(), system_name: name.to_owned(), ..Frame::default() }
+/// The symbol at or before each address, among those of code; `None` when no address is told.
+fn look_up(kallsyms: impl BufRead, addresses: &[VirtualAddress]) -> io::Result<Option<Vec<Option<KernelSymbol>>>> {
+    let mut sorted: Vec<u64> = addresses.iter().map(|address| address.0).collect();
+    sorted.sort_unstable();
+    sorted.dedup();
+    // For each address, the last symbol between it and the address before it. The lines are not in
+    // order, and too many to be kept.
+    let mut last: Vec<Option<(u64, String, Option<String>)>> = vec![None; sorted.len()];
+    let mut modules: HashMap<String, (u64, u64)> = HashMap::new();
+    let mut told = false;
+    for line in kallsyms.split(b'\n') {
+        let line = line?;
+        let Some(symbol) = std::str::from_utf8(&line).ok().and_then(parse) else { continue };
+        told = true;
+        if let Some(module) = symbol.module {
+            if let Some((first, last)) = modules.get_mut(module) {
+                (*first, *last) = ((*first).min(symbol.address), (*last).max(symbol.address));
+            } else {
+                modules.insert(module.to_owned(), (symbol.address, symbol.address));
+            }
+        }
+        let index = sorted.partition_point(|address| *address < symbol.address);
+        // Of several names for one address the first, as in the kernel's own traces (get_symbol_pos
+        // in kernel/kallsyms.c).
+        if let Some(last) = last.get_mut(index)
+            && last.as_ref().is_none_or(|(address, ..)| *address < symbol.address)
+        {
+            *last = Some((symbol.address, symbol.name.to_owned(), symbol.module.map(str::to_owned)));
+        }
+    }
+    if !told {
+        return Ok(None);
+    }
+    let module = |name: &String| {
+        let (first, last) = modules.get(name).copied().unwrap_or_default();
+        let (start, end) = (first - first % PAGE_BYTES, last - last % PAGE_BYTES + PAGE_BYTES);
+        KernelModule { name: name.clone(), start: VirtualAddress(start), end: VirtualAddress(end) }
+    };
+    let symbol = |address: &VirtualAddress| {
+        let index = sorted.partition_point(|other| other < &address.0);
+        let (_address, name, of) = last.get(..=index)?.iter().rev().flatten().next()?;
+        Some(KernelSymbol { name: name.clone(), module: of.as_ref().map(module) })
+    };
+    Ok(Some(addresses.iter().map(symbol).collect()))
 }
 
-/// Whether the addresses in /proc/kallsyms read 0 for us.
-fn hidden() -> bool {
-    use std::io::Read as _;
-    let mut start = [0; 16];
-    let read = std::fs::File::open("/proc/kallsyms").and_then(|mut file| file.read_exact(&mut start));
-    // The first symbol is at address 0 on x86_64 (a per-CPU one): look further.
-    read.is_err() || (start == *b"0000000000000000" && all_zero())
+/// A line of kallsyms.
+struct Line<'a> {
+    address: u64,
+    name: &'a str,
+    module: Option<&'a str>,
 }
 
-fn all_zero() -> bool {
-    use std::io::{BufRead as _, BufReader};
-    let Ok(file) = std::fs::File::open("/proc/kallsyms") else { return true };
-    let mut lines = BufReader::new(file).lines().map_while(Result::ok);
-    !lines.any(|line| line.get(..16).is_some_and(|address| address.bytes().any(|digit| digit != b'0')))
+/// Reads `ADDRESS TYPE NAME`, with `[MODULE]` behind it in modules. Only code with an address is one.
+fn parse(line: &str) -> Option<Line<'_>> {
+    let mut words = line.split_ascii_whitespace();
+    let address = u64::from_str_radix(words.next()?, 16).ok().filter(|address| *address != 0)?;
+    // nm(1): T and t are code, W and w are weak.
+    words.next().filter(|kind| matches!(*kind, "T" | "t" | "W" | "w"))?;
+    let name = words.next()?;
+    let module = words.next().and_then(|word| word.strip_prefix('[')?.strip_suffix(']'));
+    Some(Line { address, name, module })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KALLSYMS: &str = "\
+0000000000000000 A fixed_percpu_data
+ffffffff81000000 T _text
+ffffffff81000100 T vfs_read
+ffffffff81000100 t alias_of_vfs_read
+ffffffff81000200 D data
+ffffffffc0203010 t second\t[slow]
+ffffffffc0201020 t late\t[other]
+ffffffffc0203000 r table\t[slow]
+ffffffffc0202008 t first\t[slow]
+";
+
+    fn names(text: &str, addresses: &[u64]) -> Option<Vec<String>> {
+        let addresses: Vec<_> = addresses.iter().copied().map(VirtualAddress).collect();
+        let shown = |symbol: Option<KernelSymbol>| {
+            let Some(KernelSymbol { name, module }) = symbol else { return "none".to_owned() };
+            module.map_or(name.clone(), |module| {
+                format!("{name} {} {:x} {:x}", module.name, module.start.0, module.end.0)
+            })
+        };
+        let found = look_up(text.as_bytes(), &addresses).unwrap()?;
+        Some(found.into_iter().map(shown).collect())
+    }
+
+    #[test]
+    fn code_of_the_kernel_and_of_modules() {
+        let slow = "slow ffffffffc0202000 ffffffffc0204000";
+        let cases = [
+            (0xffff_ffff_c020_3015, format!("second {slow}")),
+            (0xffff_ffff_8100_01ff, "vfs_read".to_owned()),
+            (0xffff_ffff_8100_0100, "vfs_read".to_owned()),
+            (0xffff_ffff_8100_00ff, "_text".to_owned()),
+            (0xffff_ffff_80ff_ffff, "none".to_owned()),
+            (0xffff_ffff_c020_3005, format!("first {slow}")),
+            (0xffff_ffff_c020_2008, format!("first {slow}")),
+            (0xffff_ffff_c020_2007, "late other ffffffffc0201000 ffffffffc0202000".to_owned()),
+            (0xffff_ffff_8100_01ff, "vfs_read".to_owned()),
+        ];
+        let addresses: Vec<u64> = cases.iter().map(|(address, _)| *address).collect();
+        let expected: Vec<String> = cases.into_iter().map(|(_, name)| name).collect();
+        assert_eq!(names(KALLSYMS, &addresses), Some(expected));
+    }
+
+    #[test]
+    fn hidden_addresses_are_no_names() {
+        let hidden = "0000000000000000 T _text\n0000000000000000 t second\t[slow]\n";
+        assert_eq!(names(hidden, &[0xffff_ffff_8100_0000]), None);
+        assert_eq!(names("", &[1]), None);
+        assert_eq!(names("no line\n\u{ff}\nffffffff81000000 T\n", &[1]), None);
+    }
 }

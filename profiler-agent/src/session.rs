@@ -21,7 +21,6 @@ use crate::counts::Counts;
 use crate::kernel::counters::Counters;
 use crate::kernel::sideband::{Sideband, SidebandEvent};
 use crate::kernel::{Kernel, KernelError, LoadOptions, Records, Sampling, Wake};
-use crate::kernel_symbols::KernelSymbols;
 use crate::missed::BusyTime;
 use crate::symbols;
 use crate::tracker::{Interest, Tracker};
@@ -73,7 +72,6 @@ pub(crate) struct Session {
     aggregator: Aggregator,
     tables_worker: Worker,
     symbols_worker: Worker,
-    kernel_symbols: KernelSymbols,
     counters: Counters,
     counts: Counts,
     wake: Wake,
@@ -104,7 +102,6 @@ impl Session {
             aggregator: Aggregator::new(Profile::new(about)),
             tables_worker,
             symbols_worker,
-            kernel_symbols: KernelSymbols::default(),
             counters,
             counts: Counts::default(),
             wake,
@@ -237,7 +234,7 @@ impl Session {
             let Ok(reply) = timeout_at(deadline, self.symbols_worker.next_reply()).await else { break };
             self.answered(reply);
         }
-        if let Some(why) = symbols::name_kernel(&mut self.aggregator, &mut self.kernel_symbols) {
+        if let Some(why) = symbols::name_kernel(&mut self.aggregator) {
             self.aggregator.profile.add_note(&format!("kernel functions have no names: {why}"));
         }
         if let Some(note) = self.tracker.note() {

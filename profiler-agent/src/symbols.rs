@@ -5,7 +5,7 @@ use profiler_common::counter::Counter;
 
 use crate::aggregate::Aggregator;
 use crate::counts::Counts;
-use crate::kernel_symbols::KernelSymbols;
+use crate::kernel_symbols;
 use crate::tracker::Tracker;
 use crate::worker::{FileError, FileKey, Frame, Worker};
 use profiler_common::address::Svma;
@@ -46,13 +46,13 @@ pub(crate) fn answered(
 }
 
 /// Names the kernel locations that have no name yet. Returns why it could not, if so.
-pub(crate) fn name_kernel(aggregator: &mut Aggregator, symbols: &mut KernelSymbols) -> Option<String> {
+pub(crate) fn name_kernel(aggregator: &mut Aggregator) -> Option<String> {
     let wanted = aggregator.take_kernel_wanted();
     let addresses: Vec<_> = wanted.iter().map(|(_location, address)| *address).collect();
-    match symbols.symbolize(&addresses) {
+    match kernel_symbols::symbolize(&addresses) {
         Ok(named) => {
-            for ((location, _address), frames) in wanted.iter().zip(named) {
-                aggregator.kernel_symbolized(*location, &frames);
+            for ((location, _address), symbol) in wanted.iter().zip(named) {
+                aggregator.kernel_symbolized(*location, symbol.as_ref());
             }
             None
         }

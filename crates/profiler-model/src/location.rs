@@ -35,7 +35,7 @@ pub enum FoundBy {
     FramePointer,
 }
 
-/// What makes a location: known when the sample is taken.
+/// What makes a location: known when the sample is taken, but for the mapping of kernel modules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LocationKey {
     /// Where it lies; `None` when the address is in no known mapping.
@@ -104,6 +104,14 @@ impl Locations {
             lines.drain(MAX_LINES - 1..lines.len() - 1);
         }
         self.0[id.index()] = Some(lines.into());
+    }
+
+    pub(crate) fn set_mapping(&mut self, id: LocationId, mapping: MappingId) {
+        let mut changed = LocationKey { mapping: Some(mapping), ..*self.key(id) };
+        let mut variant = 0;
+        while let Err((_index, (key, taken))) = self.0.replace_index(id.index(), (changed, variant)) {
+            (changed, variant) = (key, taken + 1);
+        }
     }
 
     pub(crate) fn key(&self, id: LocationId) -> &LocationKey {

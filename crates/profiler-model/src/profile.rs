@@ -128,6 +128,11 @@ impl Profile {
         self.locations.set_lines(id, lines);
     }
 
+    /// Says where a location lies, when that turns out after its sample was taken.
+    pub fn set_mapping(&mut self, id: LocationId, mapping: MappingId) {
+        self.locations.set_mapping(id, mapping);
+    }
+
     /// Says where the function starts that a location without symbols is in, as the file states it.
     pub fn set_function_start(&mut self, id: LocationId, start: Svma) {
         self.function_starts.insert(id, start);
