@@ -45,7 +45,13 @@ pub(super) struct Kernel {
     /// As in the package's name: `5.10.0-46`, `7.3.4+deb13`.
     pub(super) release: String,
     pub(super) image: PathBuf,
+    /// The folder of [`MODULES`], each as `NAME.ko`.
+    pub(super) modules: PathBuf,
 }
+
+/// The modules that are kept of a kernel's hundreds: a hash that exists only as this module's plain C
+/// from 5.10 to 7.3, and what gives user space access to it. What one needs stands before it.
+pub(super) const MODULES: [&str; 3] = ["af_alg", "algif_hash", "wp512"];
 
 /// Why there is no kernel.
 pub(super) enum Unavailable {
@@ -96,10 +102,9 @@ impl Archive {
         let candidates = matching(self.releases(), wanted);
         let mut failure = None;
         for release in candidates.into_iter().take(TRIED_RELEASES) {
-            let image = self.image(&release);
-            let fetched = if image.exists() { Ok(()) } else { self.fetch_kernel(&release) };
+            let fetched = if self.is_cached(&release) { Ok(()) } else { self.fetch_kernel(&release) };
             match (fetched, self.cached(wanted)) {
-                (Ok(()), _) => return Ok(Kernel { release, image }),
+                (Ok(()), _) => return Ok(self.of_cache(release)),
                 (Err(_), Some(kernel)) => return Ok(kernel),
                 (Err(error), None) => {
                     failure.get_or_insert(error);
@@ -139,15 +144,27 @@ impl Archive {
         self.folder.join("kernels").join(release)
     }
 
+    fn modules(&self, release: &str) -> PathBuf {
+        self.folder.join("modules").join(release)
+    }
+
+    fn is_cached(&self, release: &str) -> bool {
+        self.image(release).exists() && self.modules(release).exists()
+    }
+
+    fn of_cache(&self, release: String) -> Kernel {
+        Kernel { image: self.image(&release), modules: self.modules(&release), release }
+    }
+
     /// The newest kernel in the cache that answers to `wanted`.
     fn cached(&self, wanted: &str) -> Option<Kernel> {
         let entries = fs::read_dir(self.folder.join("kernels")).ok()?;
         let releases: Vec<_> = entries
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|release| self.is_cached(release))
             .map(|release| (numbers(&release), release))
             .collect();
-        let release = matching(releases, wanted).into_iter().next()?;
-        Some(Kernel { image: self.image(&release), release })
+        Some(self.of_cache(matching(releases, wanted).into_iter().next()?))
     }
 
     fn fetch_kernel(&self, release: &str) -> Result<()> {
@@ -157,20 +174,44 @@ impl Archive {
     }
 
     fn fetch(&self, release: &str) -> Result<()> {
-        // From 6.19 on the image itself is in `linux-binary-*`.
+        // From 6.19 on the image package is empty: `linux-binary-*` has the image, `linux-modules-*`
+        // the modules.
         let named = |kind: &str| format!("linux-{kind}-{release}{}", self.suffix());
         let binary = named("binary");
-        let package = if self.packages.contains(&binary) { binary } else { named("image") };
+        let split = self.packages.contains(&binary);
+        let package = if split { binary } else { named("image") };
         let unpacked = self.unpack(&package)?;
         let found = find_image(&unpacked).with_context(|| format!("no kernel image in {package}"))?;
-        fs::create_dir_all(self.folder.join("kernels"))?;
         fs::rename(found, self.image(release)).context("keeping the kernel")?;
-        fs::remove_dir_all(unpacked).context("removing the unpacked package")
+        let with_modules = if split { self.unpack(&named("modules"))? } else { unpacked.clone() };
+        self.keep_modules(&with_modules, release)?;
+        for folder in [unpacked, with_modules] {
+            if folder.exists() {
+                fs::remove_dir_all(folder).context("removing the unpacked package")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes [`MODULES`] out of an unpacked package. The folder gets its name last: it is whole or not
+    /// there.
+    fn keep_modules(&self, unpacked: &Path, release: &str) -> Result<()> {
+        let folder = self.folder.join("modules").join(format!("new-{}", std::process::id()));
+        fs::create_dir_all(&folder).context("making a folder for modules")?;
+        for name in MODULES {
+            let found = find_module(unpacked, name).with_context(|| format!("Linux {release} has no module {name}"))?;
+            let kept = folder.join(found.file_name().unwrap_or_default());
+            fs::copy(&found, &kept).with_context(|| format!("keeping {}", found.display()))?;
+            if kept.extension().is_some_and(|extension| extension == "xz") {
+                shell::output(Command::new("xz").arg("-d").arg(kept))?;
+            }
+        }
+        fs::rename(folder, self.modules(release)).context("keeping the modules")
     }
 
     /// Downloads a package and unpacks it into a folder of the cache.
     fn unpack(&self, package: &str) -> Result<PathBuf> {
-        let folder = self.folder.join(format!("unpack-{}", std::process::id()));
+        let folder = self.folder.join(format!("unpack-{}-{package}", std::process::id()));
         fs::create_dir_all(&folder)?;
         self.apt("apt-get", &["download", "-qq", package])?;
         let download = fs::read_dir(&self.folder)?
@@ -186,7 +227,7 @@ impl Archive {
         if shell::find("apt-get").is_none() || !Path::new(KEYRING).exists() {
             bail!("Debian's apt and debian-archive-keyring are not here");
         }
-        for folder in ["lists/partial", "cache/archives/partial", "kernels"] {
+        for folder in ["lists/partial", "cache/archives/partial", "kernels", "modules"] {
             fs::create_dir_all(self.folder.join(folder)).with_context(|| format!("in {}", self.folder.display()))?;
         }
         let (main, security) = mirrors(&machine_sources());
@@ -290,6 +331,23 @@ fn matching(mut releases: Vec<(Vec<u32>, String)>, wanted: &str) -> Vec<String> 
     releases.sort();
     releases.dedup();
     releases.into_iter().rev().map(|(_, release)| release).collect()
+}
+
+/// The file of a module, `NAME.ko` or `NAME.ko.xz`, anywhere below a folder.
+fn find_module(folder: &Path, name: &str) -> Option<PathBuf> {
+    let is_module = |path: &PathBuf| {
+        let file = path.file_name().and_then(|file| file.to_str()).and_then(|file| file.strip_prefix(name));
+        matches!(file, Some(".ko" | ".ko.xz"))
+    };
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let entries: Vec<_> = fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        if let Some(found) = entries.iter().find(|path| is_module(path)) {
+            return Some(found.clone());
+        }
+        folders.extend(entries.into_iter().filter(|path| path.is_dir() && !path.is_symlink()));
+    }
+    None
 }
 
 /// The kernel image in an unpacked package: `/boot/vmlinuz-*`, or `/usr/lib/modules/*/vmlinuz`.

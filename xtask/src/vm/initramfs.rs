@@ -16,7 +16,7 @@ impl Initramfs {
     /// With the folders and the console that the kernel and `init` expect.
     pub(super) fn new() -> Self {
         let mut archive = Self { bytes: Vec::new(), entries: 0 };
-        for folder in ["bin", "dev", "etc", "out", "proc", "sys", "tmp"] {
+        for folder in ["bin", "dev", "etc", "modules", "out", "proc", "sys", "tmp"] {
             archive.entry(folder, FOLDER, (0, 0), &[]);
         }
         // Linux, Documentation/admin-guide/devices.txt: 5,1 is the console, 1,3 is null.
@@ -25,7 +25,7 @@ impl Initramfs {
         archive
     }
 
-    /// Adds a program; the path has no leading slash.
+    /// Adds a program, or any other file; the path has no leading slash.
     pub(super) fn program(&mut self, path: &str, contents: &[u8]) {
         self.entry(path, EXECUTABLE, (0, 0), contents);
     }

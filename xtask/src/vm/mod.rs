@@ -17,7 +17,7 @@ use clap::ValueEnum;
 
 use crate::report::{Outcome, Report, in_ci};
 use crate::shell;
-use archive::{Archive, Kernel, Unavailable};
+use archive::{Archive, Kernel, MODULES, Unavailable};
 pub(crate) use console::Transcript;
 pub(crate) use guest::{Case, VERIFIER};
 
@@ -220,10 +220,10 @@ pub(crate) fn boot(target: &Target, cases: &[&Case]) -> Result<Transcript, NotRu
         Unavailable::Version(why) => NotRun::Failed(anyhow::anyhow!(why)),
     })?;
     let busybox = archive.busybox().map_err(|error| NotRun::Unavailable(format!("{error:#}")))?;
-    let folder = shell::root().join("target/vm").join(architecture.name());
+    let folder = guest_folder(architecture);
     fs::create_dir_all(&folder).context("making target/vm")?;
     let initrd = folder.join(format!("{}.cpio", target.version));
-    fs::write(&initrd, initramfs(architecture, &busybox, &folder, cases)?).context("writing the initramfs")?;
+    fs::write(&initrd, initramfs(architecture, &kernel, &busybox, cases)?).context("writing the initramfs")?;
     let mut boot = boot_once(architecture, &kernel, &initrd)?;
     for _ in 1..BOOTS {
         if !boot.console.contains(EMULATOR_OOPS) {
@@ -248,25 +248,38 @@ fn boot_once(architecture: Architecture, kernel: &Kernel, initrd: &Path) -> Resu
     qemu::boot(architecture, &kernel.image, initrd, LIMIT)
 }
 
-fn initramfs(architecture: Architecture, busybox: &Path, folder: &Path, cases: &[&Case]) -> Result<Vec<u8>> {
+fn initramfs(architecture: Architecture, kernel: &Kernel, busybox: &Path, cases: &[&Case]) -> Result<Vec<u8>> {
+    let mut files = vec![
+        ("bin/busybox".to_owned(), busybox.to_path_buf()),
+        ("bin/chain12".to_owned(), build_workload(architecture, "chain12")?),
+        ("bin/digest".to_owned(), build_workload(architecture, "digest")?),
+    ];
+    if cases.iter().any(|case| case.agent) {
+        files.push(("bin/spanflame".to_owned(), build_agent(architecture)?));
+    }
+    for module in MODULES {
+        let file = format!("{module}.ko");
+        files.push((format!("modules/{file}"), kernel.modules.join(file)));
+    }
     let mut archive = initramfs::Initramfs::new();
     archive.program("init", guest::init(cases).as_bytes());
-    let mut programs =
-        vec![("bin/busybox", busybox.to_path_buf()), ("bin/chain12", build_chain(architecture, folder)?)];
-    if cases.iter().any(|case| case.agent) {
-        programs.push(("bin/spanflame", build_agent(architecture)?));
-    }
-    for (name, path) in programs {
-        archive.program(name, &fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
+    for (name, path) in files {
+        archive.program(&name, &fs::read(&path).with_context(|| format!("reading {}", path.display()))?);
     }
     Ok(archive.finish())
 }
 
-fn build_chain(architecture: Architecture, folder: &Path) -> Result<PathBuf> {
-    let built = folder.join("chain12");
+/// Where what is built for an architecture's guests is kept.
+fn guest_folder(architecture: Architecture) -> PathBuf {
+    shell::root().join("target/vm").join(architecture.name())
+}
+
+/// A C program of `tests/workloads`, statically linked.
+fn build_workload(architecture: Architecture, name: &str) -> Result<PathBuf> {
+    let built = guest_folder(architecture).join(name);
     let mut command = Command::new(architecture.c_compiler());
     command.args(["-O2", "-g", "-fomit-frame-pointer", "-static", "-o"]).arg(&built);
-    shell::output(command.arg(shell::root().join("tests/workloads/chain12.c")))?;
+    shell::output(command.arg(shell::root().join("tests/workloads").join(format!("{name}.c"))))?;
     Ok(built)
 }
 
