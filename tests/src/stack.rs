@@ -18,7 +18,8 @@ pub struct Stack {
     pub process: String,
     /// Why callers are missing, if they are.
     pub incomplete: Option<String>,
-    /// The user frames, the outermost first; inlined ones end in `_[i]`.
+    /// The user frames, the outermost first; inlined ones end in `_[i]`, those found by the frame
+    /// pointer in `_[f]`.
     pub user: Vec<String>,
     /// The kernel frames below them; they end in `_[k]`.
     pub kernel: Vec<String>,

@@ -1,8 +1,8 @@
 //! Flame graphs, drawn by inferno: an SVG that a browser can zoom and search.
 //!
-//! Orange is the kernel, blue-green what was inlined, the rest are user functions. Colours follow from
-//! names, so equal functions look equal in every graph. The comment at the top holds the quality
-//! section.
+//! Orange is the kernel, blue-green what was inlined, the rest are user functions; names are marked as
+//! in [`folded`]. Colours follow from names, so equal functions look equal in every graph. The comment
+//! at the top holds the quality section.
 
 use std::fmt::Write;
 

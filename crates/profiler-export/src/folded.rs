@@ -1,14 +1,14 @@
 //! Folded stacks: `process;outermost;...;innermost count`, a line per stack.
 //!
-//! The annotations are those of perf's and inferno's stack collapsers: `_[k]` on kernel frames, `_[i]`
-//! on functions inlined into the one before. Callers that are missing show as a frame
-//! `[incomplete: reason]` right after the process.
+//! `_[k]` marks kernel frames, `_[i]` functions inlined into the one before, `_[f]` frames that were
+//! found by the frame pointer. Callers that are missing show as a frame `[incomplete: reason]` right
+//! after the process.
 
 use std::collections::BTreeMap;
 
-use profiler_model::{FrameKind, LocationId, Profile, Sample};
+use profiler_model::{LocationId, Profile, Sample};
 
-use crate::frame::{UNKNOWN, frames};
+use crate::frame::{Mark, UNKNOWN, frames};
 
 /// Between frames while stacks are sorted. No name holds it, and it sorts before all that a name can
 /// hold, so the order is that of the lists of frames and equal callers stay together: with `;` the
@@ -56,18 +56,13 @@ fn stack(profile: &Profile, segments: &[String], sample: &Sample<'_>) -> String 
 
 /// The frames of a location, outermost first.
 fn segment(profile: &Profile, id: LocationId) -> String {
-    let kernel = profile.location_key(id).kind == FrameKind::Kernel;
     let mut segment = String::new();
     for frame in frames(profile, id).iter().rev() {
         if !segment.is_empty() {
             segment.push(SEPARATOR);
         }
         segment.push_str(&frame_name(&frame.name));
-        segment.push_str(match (kernel, frame.inlined) {
-            (true, _) => "_[k]",
-            (false, true) => "_[i]",
-            (false, false) => "",
-        });
+        segment.push_str(frame.mark.map_or("", Mark::suffix));
     }
     segment
 }

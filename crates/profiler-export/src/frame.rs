@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use profiler_model::{FunctionId, Line, LocationId, Mapping, Profile, StringId};
+use profiler_model::{FoundBy, FrameKind, FunctionId, Line, LocationId, Mapping, Profile, StringId};
 
 /// What stands for a name that is empty.
 pub(crate) const UNKNOWN: &str = "[unknown]";
@@ -13,21 +13,50 @@ pub(crate) struct Frame<'p> {
     pub(crate) name: Cow<'p, str>,
     /// Its source line; `None` without symbols.
     pub(crate) line: Option<&'p Line>,
-    /// Whether it was inlined into the next one.
-    pub(crate) inlined: bool,
+    /// What is special about it.
+    pub(crate) mark: Option<Mark>,
+}
+
+/// What is special about a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// It is the kernel's.
+    Kernel,
+    /// It was inlined into the next one.
+    Inlined,
+    /// It was found by the frame pointer, for want of call frame information.
+    ByFramePointer,
+}
+
+impl Mark {
+    /// What stands behind the name. The first two are those of perf's and inferno's stack collapsers.
+    pub(crate) const fn suffix(self) -> &'static str {
+        match self {
+            Self::Kernel => "_[k]",
+            Self::Inlined => "_[i]",
+            Self::ByFramePointer => "_[f]",
+        }
+    }
 }
 
 /// The functions at a location, the innermost inlined one first; one at least.
 pub(crate) fn frames<'p>(profile: &'p Profile, id: LocationId) -> Vec<Frame<'p>> {
+    let key = profile.location_key(id);
+    let mark = match (key.kind, key.found_by) {
+        (FrameKind::Kernel, _) => Some(Mark::Kernel),
+        (FrameKind::User, FoundBy::FramePointer) => Some(Mark::ByFramePointer),
+        (FrameKind::User, FoundBy::Cfi) => None,
+    };
     let lines = profile.lines(id).unwrap_or_default();
     let Some(outermost) = lines.len().checked_sub(1) else {
         let name = address_in_file(profile, id).into();
-        return vec![Frame { name, line: None, inlined: false }];
+        return vec![Frame { name, line: None, mark }];
     };
+    let inlined = if mark == Some(Mark::Kernel) { mark } else { Some(Mark::Inlined) };
     let named = |(index, line): (usize, &'p Line)| Frame {
         name: function_name(profile, line.function).into(),
         line: Some(line),
-        inlined: index < outermost,
+        mark: if index < outermost { inlined } else { mark },
     };
     lines.iter().enumerate().map(named).collect()
 }

@@ -8,7 +8,7 @@ use profiler_model::{LocationId, Profile};
 use serde::{Serialize, Serializer};
 
 use crate::ExportError;
-use crate::frame::{file_name, frames};
+use crate::frame::{Mark, file_name, frames};
 use crate::quality;
 
 /// The narrowest table, in characters.
@@ -31,6 +31,8 @@ pub struct Row {
     pub own: u64,
     /// Samples that hit it or what it called; one sample counts once, however often it called itself.
     pub total: u64,
+    /// Those of `total` where it was found by the frame pointer, for want of call frame information.
+    pub by_frame_pointer: u64,
 }
 
 /// All functions of a profile, those hit most often first. Functions with the same name in different
@@ -62,19 +64,24 @@ impl Top {
     #[must_use]
     pub fn of(profile: &Profile) -> Self {
         let mut rows: IndexMap<Key<'_>, Row> = IndexMap::new();
-        let at: Vec<Vec<usize>> = profile.locations().map(|(id, _)| rows_at(profile, id, &mut rows)).collect();
+        let at: Vec<Vec<Hit>> = profile.locations().map(|(id, _)| rows_at(profile, id, &mut rows)).collect();
         let mut samples: u64 = 0;
-        let mut seen = HashSet::new();
+        let (mut seen, mut guessed) = (HashSet::new(), HashSet::new());
         for sample in profile.samples() {
             samples = samples.saturating_add(sample.count);
             if let Some(leaf) = sample.stack.first() {
-                let own = &mut rows[at[leaf.index()][0]].own;
+                let own = &mut rows[at[leaf.index()][0].row].own;
                 *own = own.saturating_add(sample.count);
             }
             seen.clear();
-            for row in sample.stack.iter().flat_map(|id| &at[id.index()]) {
-                if seen.insert(*row) {
-                    rows[*row].total = rows[*row].total.saturating_add(sample.count);
+            guessed.clear();
+            for hit in sample.stack.iter().flat_map(|id| &at[id.index()]) {
+                let row = &mut rows[hit.row];
+                if seen.insert(hit.row) {
+                    row.total = row.total.saturating_add(sample.count);
+                }
+                if hit.by_frame_pointer && guessed.insert(hit.row) {
+                    row.by_frame_pointer = row.by_frame_pointer.saturating_add(sample.count);
                 }
             }
         }
@@ -131,41 +138,48 @@ impl Top {
     }
 }
 
-/// The rows of a location's functions, the innermost first; one at least.
-fn rows_at<'p>(profile: &'p Profile, id: LocationId, rows: &mut IndexMap<Key<'p>, Row>) -> Vec<usize> {
+/// A function at a location.
+struct Hit {
+    row: usize,
+    by_frame_pointer: bool,
+}
+
+/// The functions at a location, the innermost first; one at least.
+fn rows_at<'p>(profile: &'p Profile, id: LocationId, rows: &mut IndexMap<Key<'p>, Row>) -> Vec<Hit> {
     let object = profile.location_key(id).mapping.map_or("", |mapping| file_name(profile, &profile[mapping]));
-    let mut indexes = Vec::new();
+    let mut hits = Vec::new();
     for frame in frames(profile, id) {
         let function = frame.line.map(|line| &profile[line.function]);
         let source = function.map_or("", |function| &profile[function.file]);
         let file = if source.is_empty() { object } else { source };
         let line = function.map_or(0, |function| function.start_line);
         let name = frame.name.into_owned();
-        let row = Row { name: name.clone(), file: file.to_owned(), line, own: 0, total: 0 };
+        let row = Row { name: name.clone(), file: file.to_owned(), line, own: 0, total: 0, by_frame_pointer: 0 };
         let entry = rows.entry((name, file));
-        indexes.push(entry.index());
+        hits.push(Hit { row: entry.index(), by_frame_pointer: frame.mark == Some(Mark::ByFramePointer) });
         entry.or_insert(row);
     }
-    indexes
+    hits
 }
 
 /// `name  [file]` in at most `width` characters; a name that is too long loses its middle, the file
-/// goes when there is no room for it.
+/// goes when there is no room for it. Names found by the frame pointer are marked as in folded stacks.
 fn name_and_file(row: &Row, width: usize) -> String {
+    let mark = if row.by_frame_pointer > 0 { Mark::ByFramePointer.suffix() } else { "" };
+    let name = format!("{}{mark}", row.name);
     let file = row.file.rsplit('/').next().unwrap_or_default();
     // Names of what is no file have brackets of their own.
-    let with_file =
-        if file.starts_with('[') { format!("{}  {file}", row.name) } else { format!("{}  [{file}]", row.name) };
+    let with_file = if file.starts_with('[') { format!("{name}  {file}") } else { format!("{name}  [{file}]") };
     if !file.is_empty() && with_file.chars().count() <= width {
         return with_file;
     }
-    let length = row.name.chars().count();
+    let length = name.chars().count();
     if length <= width {
-        return row.name.clone();
+        return name;
     }
     let tail = width / 2;
     let head = width - 1 - tail;
-    row.name.chars().take(head).chain(['…']).chain(row.name.chars().skip(length - tail)).collect()
+    name.chars().take(head).chain(['…']).chain(name.chars().skip(length - tail)).collect()
 }
 
 #[cfg(test)]
@@ -174,11 +188,20 @@ mod tests {
 
     #[test]
     fn names_fit_the_width() {
-        let row = |name: &str, file: &str| Row { name: name.into(), file: file.into(), line: 0, own: 0, total: 0 };
+        let row = |name: &str, file: &str| Row {
+            name: name.into(),
+            file: file.into(),
+            line: 0,
+            own: 0,
+            total: 1,
+            by_frame_pointer: 0,
+        };
         assert_eq!(name_and_file(&row("main", "/src/main.c"), 20), "main  [main.c]");
         assert_eq!(name_and_file(&row("main", "/src/main.c"), 13), "main");
         assert_eq!(name_and_file(&row("main", ""), 13), "main");
         assert_eq!(name_and_file(&row("abcdefghij", "f"), 5), "ab…ij");
         assert_eq!(name_and_file(&row("日本語テキスト", "f"), 4), "日…スト");
+        let guessed = Row { by_frame_pointer: 1, ..row("main", "main.c") };
+        assert_eq!(name_and_file(&guessed, 20), "main_[f]  [main.c]");
     }
 }

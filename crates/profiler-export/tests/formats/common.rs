@@ -104,7 +104,12 @@ pub(crate) fn server() -> Profile {
     profile.add_sample(&[parse, main, start], server, 400);
     profile.add_sample(&[parse, main, start], worker, 100);
     profile.add_sample(&[walk, walk, walk, main, start], server, 300);
-    profile.add_sample(&[memcpy, walk, main, start], server, 120);
+    profile.add_sample(&[memcpy, walk, main, start], server, 90);
+    // What called a library without call frame information.
+    let guess = LocationKey { found_by: FoundBy::FramePointer, ..*profile.location_key(walk) };
+    let (lines, guessed) = (profile.lines(walk).map(<[Line]>::to_vec), profile.location(guess));
+    profile.set_lines(guessed, lines.expect("set above"));
+    profile.add_sample(&[memcpy, guessed, walk, main, start], server, 30);
     profile.add_sample(&[memcpy], Labels { stop: StopReason::NoUnwindTable, ..worker }, 7);
     profile.add_sample(&[read, main, start], server, 50);
     profile.add_sample(&[main, start], server, 10);
