@@ -75,8 +75,10 @@ counters! {
     SidebandLost Event "sideband_lost";
     /// Executables that could not be opened or read.
     ExecutableUnreadable Event "executable_unreadable";
-    /// Executables whose ELF or CFI is corrupt.
+    /// Executables whose ELF or CFI is corrupt; what can be read of it is used.
     ExecutableCorrupt Event "executable_corrupt";
+    /// Executables of a kind that is not unwound: 32-bit ones, those of another architecture.
+    ExecutableUnsupported Event "executable_unsupported";
     /// Executables without a table because the tables' memory is used up.
     TablesFull Event "tables_full";
     /// Mappings of a process beyond the number of ranges that a process can have.

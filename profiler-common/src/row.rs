@@ -65,6 +65,10 @@ pub const FP_AT_FP: u8 = 1 << 4;
 /// offset then has its number in the upper 4 bits and the offset in the lower 14
 /// (OpenSSL's assembly keeps the caller's rsp in rax, r9 or r11; gcc's realigning prologue in r10).
 pub const BASE_OTHER: u8 = FP_AT_FP;
+/// x86_64, with [`BASE_OTHER`]: it is the return address that is in the register with that number; the
+/// CFA counts from rsp, and the caller's rbp is unchanged or not known. Valid in the first frame
+/// (glibc's `vfork` keeps it in rdi).
+pub const RA_IN_OTHER: u8 = DEREF_ADD_8;
 /// aarch64: the return address is in x30. Valid in the first frame and after a signal frame.
 pub const RA_IN_LR: u8 = 1 << 1;
 /// aarch64: the caller's x29 is 8 bytes below the return address; otherwise x29 is unchanged.
@@ -106,6 +110,14 @@ impl Rule {
     #[must_use]
     pub const fn x86_64_other(other: u8, slot: u8, cfa_offset_by_8: i32) -> Self {
         Self::x86_64(BASE_OTHER, slot, (other as i32) << 14 | cfa_offset_by_8 & 0x3fff)
+    }
+
+    /// Packs a rule for x86_64 whose return address is in the register `OTHER_REGISTERS[other]`.
+    /// `cfa_offset_by_8` has 14 bits and counts from rsp.
+    #[must_use]
+    pub const fn x86_64_ra_in_other(other: u8, fp_unknown: bool, cfa_offset_by_8: i32) -> Self {
+        let slot = if fp_unknown { SLOT_FP_UNKNOWN } else { 0 };
+        Self::x86_64(BASE_OTHER | RA_IN_OTHER, slot, (other as i32) << 14 | cfa_offset_by_8 & 0x3fff)
     }
 
     /// Packs a rule for aarch64.

@@ -8,7 +8,7 @@
 use crate::record::StopReason;
 use crate::row::{
     BASE_FP, BASE_OTHER, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE,
-    RA_IN_LR, Rule, SIGNAL, UNSUPPORTED,
+    RA_IN_LR, RA_IN_OTHER, Rule, SIGNAL, UNSUPPORTED,
 };
 
 /// The registers of a frame that unwinding needs.
@@ -144,20 +144,39 @@ fn stop_at_zero<M: Machine>(rule: u64, pc: u64) -> u64 {
     ((zero & (1 ^ guess)) * STOP_END) | ((zero & guess) * STOP_NO_FRAME_POINTER)
 }
 
-/// The base of the CFA and the offset from it, for rules whose base may be another register.
+/// What a rule with one of the other registers makes of it.
+struct X86_64Base {
+    base: u64,
+    offset: u64,
+    /// The register's value.
+    other: u64,
+    /// 1: that is the return address.
+    holds_return_address: u64,
+    /// 1: it is not known any more.
+    lost: u64,
+}
+
+/// The base of the CFA and the offset from it, for rules that may name another register.
 ///
 /// Such a register is not restored on the way up. Where the CFA of a caller counts from it, whoever
-/// was called has kept it: otherwise the caller's CFI would be wrong.
+/// was called has kept it: otherwise the caller's CFI would be wrong. A return address is in one only
+/// as long as nothing else was called.
 #[inline(always)]
-fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> (u64, u64, u64) {
-    let other = flag(rule, BASE_OTHER) & (1 ^ flag(rule, DEREF));
+fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> X86_64Base {
+    let named = flag(rule, BASE_OTHER) & (1 ^ flag(rule, DEREF));
+    let holds_return_address = named & flag(rule, RA_IN_OTHER);
     let field = rule << 46;
     let offset = field.cast_signed() >> 43;
     let short_offset = (field << 4).cast_signed() >> 47;
+    let other = machine.other_register(rule >> 14 & 15);
     let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
-    let base = select::<M>(other, machine.other_register(rule >> 14 & 15), base);
-    let offset = select::<M>(other, short_offset.cast_unsigned(), offset.cast_unsigned());
-    (base, offset, other & regs.interrupted)
+    X86_64Base {
+        base: select::<M>(named ^ holds_return_address, other, base),
+        offset: select::<M>(named, short_offset.cast_unsigned(), offset.cast_unsigned()),
+        other,
+        holds_return_address,
+        lost: named & (regs.interrupted | holds_return_address & (1 ^ regs.exact)),
+    }
 }
 
 /// One step on x86_64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not 0.
@@ -166,9 +185,9 @@ fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> (u64, u6
 pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M) -> u64 {
     let rule = u64::from(rule);
     let mut stop = stop_before::<M>(rule, regs);
-    let (base, cfa_offset, lost) = x86_64_base(rule, regs, machine);
+    let X86_64Base { base, offset, other, holds_return_address, lost } = x86_64_base(rule, regs, machine);
     stop |= lost * STOP_RETURN_ADDRESS_LOST;
-    let mut cfa = base.wrapping_add(cfa_offset);
+    let mut cfa = base.wrapping_add(offset);
     let mut fp_elsewhere = 0;
     let mut fp_found = 0;
     let mut failed = 0;
@@ -185,10 +204,11 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
     let unknown = is_zero::<M>(slot ^ 1);
     let signal = flag(rule, SIGNAL);
     let words = M::Barrier::opaque(slot | unchanged);
-    failed |= machine.read(cfa.wrapping_sub(words * 8), words);
-    failed |= less::<M>(cfa, regs.sp.wrapping_add(1));
+    // The word that is read in vain when a register holds the return address is one that is there.
+    failed |= machine.read(cfa.wrapping_sub((words ^ holds_return_address) * 8), words);
+    failed |= less::<M>(cfa, regs.sp.wrapping_add(1 ^ holds_return_address));
     stop |= failed * STOP_UNREADABLE;
-    let pc = machine.word(words.wrapping_sub(1));
+    let pc = select::<M>(holds_return_address, other, machine.word(words.wrapping_sub(1)));
     // `struct sigcontext_64` holds rsp just before rip.
     let sp = select::<M>(signal, machine.word(words.wrapping_sub(2)), cfa);
     let fp = select::<M>(unchanged, regs.fp, machine.word(0));
@@ -366,6 +386,20 @@ mod tests {
         }
         let interrupted = Registers { interrupted: 1, ..at(STACK, 9) };
         assert_eq!(x86(Rule::x86_64_other(3, 2, 1), interrupted, &[]), Err(StopReason::ReturnAddressLost));
+    }
+
+    #[test]
+    fn x86_64_return_address_in_another_register() {
+        // The register with number 3 holds STACK + 48, which is as good an address as any.
+        let rule = Rule::x86_64_ra_in_other(3, false, 0);
+        let first = at(STACK, 9);
+        let caller = x86(rule, first, &[]).unwrap();
+        assert_eq!(caller, Registers { pc: STACK + 48, sp: STACK, fp: 9, lr: 0, interrupted: 0, exact: 0 });
+        let caller = x86(Rule::x86_64_ra_in_other(3, true, 1), first, &[]).unwrap();
+        assert_eq!(caller, Registers { pc: STACK + 48, sp: STACK + 8, fp: 0, lr: 0, interrupted: 0, exact: 0 });
+        for regs in [Registers { interrupted: 1, ..first }, Registers { exact: 0, ..first }] {
+            assert_eq!(x86(rule, regs, &[]), Err(StopReason::ReturnAddressLost));
+        }
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub const WORKLOADS: &[Workload] = &[
     c("libplugin.so", "plugin.c", &["-shared", "-fpic"]),
     c("host", "host.c", &[]),
     c("become", "become.c", &[]),
+    c("vforks", "vforks.c", &[]),
     c("family", "family.c", &[]),
     c("inlined", "inlined.c", &["-g"]),
     c("frames", "frames.c", &[]),

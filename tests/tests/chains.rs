@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use spanflame_tests::{ANY, LIBC, Profile, READ, Share, from_main, lab, matches};
+use spanflame_tests::{ANY, LIBC, Profile, READ, Share, Stack, from_main, lab, matches};
 
 /// The share of samples that must be right: start and exit of a process are in the rest.
 const LEAST: f64 = 0.995;
@@ -60,6 +60,17 @@ fn in_kernel_mode() {
     let in_kernel: u64 = stacks.iter().filter(|stack| !stack.kernel.is_empty()).map(|stack| stack.samples).sum();
     println!("{in_kernel} of {all} samples in kernel mode");
     assert!(in_kernel * 10 > all * 7, "{in_kernel} of {all} samples in kernel mode: the workload is none for this");
+}
+
+/// glibc keeps the return address of `vfork` in a register while the kernel is at work.
+#[test]
+fn return_address_in_a_register() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&OPTIONS).of(&lab.workload("vforks"), &["3000"]).profile();
+    profile.check_chain("vforks", &from_main(&["caller", "many_vforks", ANY]), LEAST);
+    let in_vfork = |stack: &&Stack| stack.kernel.iter().any(|name| name.contains("vfork"));
+    let in_vfork: u64 = profile.of("vforks").into_iter().filter(in_vfork).map(|stack| stack.samples).sum();
+    assert!(in_vfork >= 200, "{in_vfork} samples in vfork: the workload is none for this");
 }
 
 const RUST: [&str; 4] = ["cart::main", "cart::serve", "cart::shop::checkout", "cart::shop::Cart<u64>::total"];
@@ -204,7 +215,7 @@ const HANDLER: [&str; 3] = ["on_signal", "handler_outer", "handler_leaf"];
 fn frame_pointers_without_tables() {
     let Some(lab) = lab() else { return };
     let profile = lab.record(&OPTIONS).of(&lab.workload("bare-fp"), &["4000"]).profile();
-    profile.check_chain("bare-fp", &from_main(&["enter", "bare_outer", "bare_middle", "bare_leaf"]), LEAST);
+    profile.check_chain("bare-fp", &from_main(&["enter_[f]", "bare_outer_[f]", "bare_middle_[f]", "bare_leaf"]), LEAST);
     let found = profile.figure("frames_by_frame_pointer");
     assert!(found >= 3 * profile.figure("samples_written") / 2, "{found} frames by frame pointer");
 }
@@ -214,7 +225,7 @@ fn frame_pointers_without_tables() {
 fn generated_code() {
     let Some(lab) = lab() else { return };
     let profile = lab.record(&OPTIONS).of(&lab.workload("generated"), &["4000"]).profile();
-    profile.check_chain("generated", &from_main(&["enter", ANY, "leaf"]), LEAST);
+    profile.check_chain("generated", &from_main(&["enter_[f]", ANY, "leaf"]), LEAST);
     let longest =
         profile.of("generated").iter().filter(|stack| stack.holds("leaf")).map(|stack| stack.user.len()).max();
     assert_eq!(longest, Some(from_main(&["enter", "generated", "leaf"]).len()), "one frame of generated code");
@@ -227,7 +238,7 @@ fn generated_code() {
 fn leaf_without_a_frame() {
     let Some(lab) = lab() else { return };
     let profile = lab.record(&OPTIONS).of(&lab.workload("bare-leaf"), &["4000"]).profile();
-    let whole = from_main(&["enter", "bare_outer", "bare_middle", "bare_leaf"]);
+    let whole = from_main(&["enter_[f]", "bare_outer_[f]", "bare_middle_[f]", "bare_leaf"]);
     let share = profile.share("bare-leaf", &[&whole]);
     let cut =
         profile.of("bare-leaf").into_iter().filter(|stack| stack.incomplete.is_some() && stack.user == ["bare_leaf"]);
@@ -235,7 +246,7 @@ fn leaf_without_a_frame() {
     let skipped = profile
         .of("bare-leaf")
         .into_iter()
-        .filter(|stack| stack.user.ends_with(&["bare_outer".into(), "bare_leaf".into()]));
+        .filter(|stack| stack.user.ends_with(&["bare_outer_[f]".into(), "bare_leaf".into()]));
     let skipped: u64 = skipped.map(|stack| stack.samples).sum();
     assert!(right >= 200 && skipped == 0, "{skipped} of {} stacks lack bare_middle and don't say so", share.all);
 }

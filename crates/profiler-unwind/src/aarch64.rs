@@ -46,7 +46,9 @@ pub(crate) fn encode(
             let (origin, slot) = return_address_slot(cfa_offset, offset).ok_or(Unsupported::ReturnAddress)?;
             (fp_saved | origin, slot)
         }
-        Saved::Undefined | Saved::Expression(_) | Saved::Elsewhere => return Err(Unsupported::ReturnAddress),
+        Saved::Undefined | Saved::Expression(_) | Saved::Register(_) | Saved::Computed => {
+            return Err(Unsupported::ReturnAddress);
+        }
     };
     Ok(Encoded::Rule(Rule::aarch64(base | flags, slot, cfa_offset_by_8)))
 }

@@ -322,7 +322,7 @@ impl<'a, S: CfiSection<'a>> CallFrames<'a, S> {
         let cfa = match state.cfa {
             Cfa::Unset => Shape::Unknown,
             Cfa::Register(register, offset) => Shape::Register(register, offset),
-            Cfa::Expression(expression) => shape_of(expression),
+            Cfa::Expression { expression, .. } => shape_of(expression),
         };
         let signal_frame = cie.is_signal_trampoline();
         match self.cies.arch {

@@ -17,7 +17,12 @@ pub(crate) enum Cfa {
     /// A register plus an offset in bytes.
     Register(Register, i64),
     /// The value of an expression.
-    Expression(UnwindExpression<usize>),
+    Expression {
+        expression: UnwindExpression<usize>,
+        /// Register and offset before it. DWARF has no instruction that goes back to them, but
+        /// hand-written assembly (libgcrypt) and libgcc's unwinder do.
+        before: Option<(Register, i64)>,
+    },
 }
 
 /// Where the caller's value of a register is.
@@ -33,8 +38,10 @@ pub(crate) enum Saved {
     Offset(i64),
     /// In memory, at the address that the expression gives.
     Expression(UnwindExpression<usize>),
-    /// In another register, or computed.
-    Elsewhere,
+    /// In another register.
+    Register(Register),
+    /// Computed.
+    Computed,
 }
 
 /// One row.
@@ -113,7 +120,9 @@ impl Interpreter {
             I::DefCfaOffsetSf { factored_offset } => {
                 self.state.cfa = Cfa::Register(self.cfa_register()?.0, data(factored_offset));
             }
-            I::DefCfaExpression { expression } => self.state.cfa = Cfa::Expression(expression),
+            I::DefCfaExpression { expression } => {
+                self.state.cfa = Cfa::Expression { expression, before: self.cfa_register().ok() };
+            }
             I::Undefined { register } => self.save(register, Saved::Undefined),
             I::SameValue { register } => self.save(register, Saved::SameValue),
             I::Offset { register, factored_offset } => {
@@ -123,10 +132,10 @@ impl Interpreter {
                 self.save(register, Saved::Offset(data(factored_offset)));
             }
             I::Expression { register, expression } => self.save(register, Saved::Expression(expression)),
-            I::ValOffset { register, .. }
-            | I::ValOffsetSf { register, .. }
-            | I::ValExpression { register, .. }
-            | I::Register { dest_register: register, .. } => self.save(register, Saved::Elsewhere),
+            I::ValOffset { register, .. } | I::ValOffsetSf { register, .. } | I::ValExpression { register, .. } => {
+                self.save(register, Saved::Computed)
+            }
+            I::Register { dest_register, src_register } => self.save(dest_register, Saved::Register(src_register)),
             I::Restore { register } => self.restore(register),
             I::RememberState if self.remembered.len() == MAX_REMEMBERED => return Err(Invalid),
             I::RememberState => self.remembered.push(self.state),
@@ -145,7 +154,8 @@ impl Interpreter {
     fn cfa_register(&self) -> Result<(Register, i64), Invalid> {
         match self.state.cfa {
             Cfa::Register(register, offset) => Ok((register, offset)),
-            Cfa::Unset | Cfa::Expression(_) => Err(Invalid),
+            Cfa::Expression { before, .. } => before.ok_or(Invalid),
+            Cfa::Unset => Err(Invalid),
         }
     }
 

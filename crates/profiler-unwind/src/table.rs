@@ -69,6 +69,12 @@ impl Problems {
             + self.signal_frame
     }
 
+    /// Sections and entries of call frame information that can't be read: the file is damaged.
+    #[must_use]
+    pub const fn unreadable(&self) -> u64 {
+        self.sections_unusable + self.fdes_unreadable + self.fdes_cut
+    }
+
     fn count(&mut self, cause: Unsupported) {
         *match cause {
             Unsupported::CfaRegister => &mut self.cfa_register,

@@ -43,13 +43,24 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
     if row.signal_frame {
         return signal(row);
     }
-    if row.return_address != Saved::Offset(-8) {
-        return Err(Unsupported::ReturnAddress);
-    }
     let slot = slot(row.frame_pointer);
+    match (row.return_address, row.cfa) {
+        (Saved::Offset(-8), _) => {}
+        (Saved::Register(Register(number)), Shape::Register(STACK_POINTER, offset)) => {
+            let (other, offset) = other_register(number, offset_by_8(offset)?).ok_or(Unsupported::ReturnAddress)?;
+            let fp_unknown = match slot {
+                0 => false,
+                SLOT_FP_UNKNOWN => true,
+                _ => return Err(Unsupported::ReturnAddress),
+            };
+            return Ok(Encoded::Rule(Rule::x86_64_ra_in_other(other, fp_unknown, offset)));
+        }
+        _ => return Err(Unsupported::ReturnAddress),
+    }
     match row.cfa {
         Shape::Register(Register(number), offset) if OTHER_REGISTERS.contains(&number) => {
-            other_base(number, slot, offset_by_8(offset)?)
+            let (other, offset) = other_register(number, offset_by_8(offset)?).ok_or(Unsupported::CfaOffset)?;
+            Ok(Encoded::Rule(Rule::x86_64_other(other, slot, offset)))
         }
         Shape::Register(register, offset) => {
             Ok(Encoded::Rule(Rule::x86_64(base(register)?, slot, offset_by_8(offset)?)))
@@ -79,12 +90,11 @@ fn signal(row: &Row) -> Result<Encoded, Unsupported> {
     if as_kernel_writes { Ok(Encoded::Rule(Rule::X86_64_SIGNAL)) } else { Err(Unsupported::SignalFrame) }
 }
 
-/// A CFA that counts from a register that is neither rsp nor rbp.
-fn other_base(number: u16, slot: u8, offset_by_8: i32) -> Result<Encoded, Unsupported> {
+/// The number of a register that is neither rsp nor rbp, and an offset that fits beside it.
+fn other_register(number: u16, offset_by_8: i32) -> Option<(u8, i32)> {
     const OFFSETS: std::ops::Range<i32> = -(1 << 13)..1 << 13;
-    let other = OTHER_REGISTERS.iter().position(|other| *other == number).and_then(|other| u8::try_from(other).ok());
-    let other = other.filter(|_| OFFSETS.contains(&offset_by_8)).ok_or(Unsupported::CfaOffset)?;
-    Ok(Encoded::Rule(Rule::x86_64_other(other, slot, offset_by_8)))
+    let other = OTHER_REGISTERS.iter().position(|other| *other == number)?;
+    OFFSETS.contains(&offset_by_8).then_some((u8::try_from(other).ok()?, offset_by_8))
 }
 
 fn base(register: Register) -> Result<u8, Unsupported> {
@@ -114,6 +124,8 @@ fn slot(frame_pointer: Saved) -> u8 {
             Ok(slot @ 2..=MAX_SLOT) => slot,
             _ => SLOT_FP_UNKNOWN,
         },
-        Saved::Offset(_) | Saved::Undefined | Saved::Expression(_) | Saved::Elsewhere => SLOT_FP_UNKNOWN,
+        Saved::Offset(_) | Saved::Undefined | Saved::Expression(_) | Saved::Register(_) | Saved::Computed => {
+            SLOT_FP_UNKNOWN
+        }
     }
 }

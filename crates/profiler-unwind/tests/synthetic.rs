@@ -107,6 +107,24 @@ fn x86_64_cfa_from_a_register_that_a_call_may_change() {
 }
 
 #[test]
+fn x86_64_return_address_in_a_register() {
+    // rdi is the last of the nine. As in glibc's vfork: the return address was popped, the CFA is rsp.
+    let (rows, problems) = x86_64_function(&[op::DEF_CFA_OFFSET, 0, op::REGISTER, 16, 5]);
+    assert_eq!((rows, problems.return_address), (vec![(0, Rule::x86_64_ra_in_other(8, false, 0))], 0));
+    let (rows, problems) = x86_64_function(&[op::REGISTER, 16, 3]);
+    assert_eq!((rows, problems.return_address), (vec![(0, Rule::UNSUPPORTED)], 1), "rbx");
+}
+
+/// Hand-written assembly goes back from an expression by naming the register alone (libgcrypt).
+#[test]
+fn x86_64_offset_from_before_an_expression() {
+    let expression = [op::DEF_CFA_EXPRESSION, 3, op::BREG7, 40, op::DEREF];
+    let instructions =
+        [&[op::DEF_CFA_OFFSET, 56], &expression[..], &[op::advance(4), op::DEF_CFA_REGISTER, 7]].concat();
+    assert_eq!(x86_64_function(&instructions).0, [(0, x86(DEREF, 0, 5)), (4, x86(0, 0, 7))]);
+}
+
+#[test]
 fn x86_64_outermost_frame_and_rows_that_cannot_be_expressed() {
     assert_eq!(x86_64_function(&[op::UNDEFINED, 16]).0, [(0, Rule::END)]);
     let (rows, problems) = x86_64_function(&op::offset(16, 3));
