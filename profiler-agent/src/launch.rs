@@ -11,6 +11,8 @@ use std::process::{Child, Command, ExitCode, ExitStatus};
 use profiler_common::address::Pid;
 use rustix::process::{Signal, WaitOptions};
 
+use crate::{proc_fs, worker};
+
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "launch";
 
@@ -38,7 +40,9 @@ pub enum LaunchError {
     Failed(OsString, std::io::Error),
 }
 
-/// A command that was started. Killed when this is dropped before it ended.
+/// A command that was started. What is left of it is killed when this is dropped before it ended.
+///
+/// We are the reaper of what it leaves without a parent, so all that comes from it can be found.
 pub(crate) struct Launched {
     child: Child,
     ended: Option<ExitStatus>,
@@ -50,6 +54,8 @@ impl Launched {
         let name = command.first().cloned().unwrap_or_default();
         check(&name)?;
         let failed = |source| LaunchError::Failed(name.clone(), source);
+        // Refused by no kernel that we run on; orphans then go to init, as ever.
+        let _refused = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
         let child = Command::new("/proc/self/exe")
             .arg0("spanflame")
             .arg(SUBCOMMAND)
@@ -72,15 +78,38 @@ impl Launched {
 
     /// Lets it run.
     pub(crate) fn go(&self) {
-        self.signal(Signal::CONT);
+        kill(self.pid(), Signal::CONT);
     }
 
-    /// Passes a signal on.
+    /// Sends a signal to all that comes from the command, daemons too.
     pub(crate) fn signal(&self, signal: Signal) {
-        if self.ended.is_none() {
-            // It may have ended by itself a moment ago.
-            let _gone = rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal);
+        for pid in self.family() {
+            kill(pid, signal);
         }
+    }
+
+    /// Whether something that comes from the command still runs.
+    pub(crate) fn is_left(&self) -> bool {
+        self.family().into_iter().any(|pid| proc_fs::living_thread(pid).is_some())
+    }
+
+    /// Waits for what lost its parent to us and has ended.
+    pub(crate) fn reap_orphans(&self) {
+        let is_worker = |pid| proc_fs::name(pid).is_some_and(|name| name.starts_with(worker::NAME_START));
+        for orphan in proc_fs::children().into_iter().filter(|pid| *pid != self.pid() && !is_worker(*pid)) {
+            if let Some(orphan) = process_id(orphan) {
+                let _lives = rustix::process::waitpid(Some(orphan), WaitOptions::NOHANG);
+            }
+        }
+    }
+
+    /// Our descendants that do not run our own program: those are our workers.
+    fn family(&self) -> Vec<Pid> {
+        let us = Pid(std::process::id());
+        let ours = proc_fs::program_of(us);
+        let mut family = proc_fs::with_descendants(&[us]).unwrap_or_default();
+        family.retain(|pid| *pid != us && (*pid == self.pid() || proc_fs::program_of(*pid) != ours));
+        family
     }
 
     /// Whether it has ended, and how.
@@ -95,11 +124,21 @@ impl Launched {
 impl Drop for Launched {
     fn drop(&mut self) {
         if self.ended().is_none() {
-            // Stopped or not, it must not outlive us.
+            // Stopped or not, it must not outlive us, nor may what it started.
+            self.signal(Signal::KILL);
             let _gone = self.child.kill();
             let _reaped = self.child.wait();
         }
     }
+}
+
+/// It may have ended a moment ago.
+fn kill(pid: Pid, signal: Signal) {
+    let _gone = process_id(pid).map(|pid| rustix::process::kill_process(pid, signal));
+}
+
+fn process_id(pid: Pid) -> Option<rustix::process::Pid> {
+    i32::try_from(pid.0).ok().and_then(rustix::process::Pid::from_raw)
 }
 
 /// The exit code that stands for a status, as shells have it.

@@ -66,6 +66,13 @@ pub(crate) fn name(pid: Pid) -> Option<String> {
     Some(String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned())
 }
 
+/// Device and inode of the program that a process runs; `None` when it has ended.
+#[must_use]
+pub(crate) fn program_of(pid: Pid) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(format!("/proc/{pid}/exe")).ok().map(|program| (program.dev(), program.ino()))
+}
+
 /// The process of a thread: its own number for a process. `None` when there is none.
 #[must_use]
 pub(crate) fn process_of_thread(thread: Pid) -> Option<Pid> {
@@ -100,6 +107,13 @@ pub(crate) fn with_descendants(roots: &[Pid]) -> io::Result<Vec<Pid>> {
         next += 1;
     }
     Ok(family)
+}
+
+/// The children of our first thread, orphans that we were given among them. None where the kernel
+/// does not list them (`CONFIG_PROC_CHILDREN`).
+pub(crate) fn children() -> Vec<Pid> {
+    let text = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok().map(Pid)).collect()
 }
 
 /// State and parent from `/proc/PID/stat`. The name in it may contain anything, so the fields are
@@ -159,6 +173,7 @@ mod tests {
         let us = Pid(std::process::id());
         assert_eq!((process_of_thread(us), living_thread(us)), (Some(us), Some(us)));
         assert!(executable_mappings(us).unwrap().iter().any(|mapping| mapping.path == "[vdso]"));
+        assert!(program_of(us).is_some() && program_of(us) != program_of(Pid(1)));
         let parent = stat_fields(us).unwrap().1;
         assert!(with_descendants(&[parent]).unwrap().contains(&us));
         assert_eq!(process_of_thread(Pid(u32::MAX)), None);

@@ -281,21 +281,25 @@ async fn wait_for_end(
             progress.clear();
             return Ok(stopped);
         }
+        if let Some(launched) = &launched {
+            launched.reap_orphans();
+        }
         progress.show(session.samples_delivered());
     }
 }
 
-/// Ends a command that outlived the recording: by the signal that ended us, or by SIGTERM. An
-/// interrupt from the terminal went to the command as well.
+/// Ends a command that outlived the recording, and all that it started: by the signal that ended us,
+/// or by SIGTERM. An interrupt from the terminal went to the command as well. What a command leaves
+/// running that ended by itself is left alone.
 async fn end_command(launched: &mut Launched, stopped: Stopped) {
     match stopped {
-        Stopped::ByCommand => {}
+        Stopped::ByCommand => return,
         Stopped::BySignal(Signal::INT) if in_foreground() => {}
         Stopped::BySignal(signal) => launched.signal(signal),
         Stopped::ByTime | Stopped::ProcessesEnded => launched.signal(Signal::TERM),
     }
     let end = tokio::time::Instant::now() + END_OF_COMMAND;
-    while launched.ended().is_none() && tokio::time::Instant::now() < end {
+    while (launched.ended().is_none() || launched.is_left()) && tokio::time::Instant::now() < end {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     launched.signal(Signal::KILL);

@@ -210,7 +210,10 @@ impl Session {
                 self.request_tables();
                 self.settle();
             }
-            Reply::Symbols { key, result } => symbols::answered(&mut self.aggregator, &mut self.counts, key, result),
+            Reply::Symbols { key, result } => {
+                let path = self.tracker.executable(key).map_or("", |executable| executable.path.as_str());
+                symbols::answered(&mut self.aggregator, &mut self.counts, (key, path), result);
+            }
         }
     }
 
@@ -237,8 +240,8 @@ impl Session {
         if let Some(why) = symbols::name_kernel(&mut self.aggregator) {
             self.aggregator.profile.add_note(&format!("kernel functions have no names: {why}"));
         }
-        if let Some(note) = self.tracker.note() {
-            self.aggregator.profile.add_note(note);
+        for note in self.tracker.counts.notes().chain(self.counts.notes()) {
+            self.aggregator.profile.add_note(&note);
         }
         let quality = self.quality(missed)?;
         let mut profile = self.aggregator.profile;

@@ -32,7 +32,7 @@ fn give_up(aggregator: &mut Aggregator, key: FileKey, addresses: &[Svma], counts
 pub(crate) fn answered(
     aggregator: &mut Aggregator,
     counts: &mut Counts,
-    key: FileKey,
+    (key, path): (FileKey, &str),
     result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,
 ) {
     match result {
@@ -41,7 +41,12 @@ pub(crate) fn answered(
                 aggregator.symbolized(key, address, &frames);
             }
         }
-        Err(_reason) => counts.add(Counter::SymbolizeFailed, 1),
+        // Memory that a just-in-time compiler maps from a file of its own.
+        Err(FileError::NotElf) => counts.add(Counter::SymbolizeFailed, 1),
+        Err(reason) => {
+            counts.add(Counter::SymbolizeFailed, 1);
+            counts.note(format!("functions of {path} have no names: {reason}. Look at it with: readelf -sW {path}"));
+        }
     }
 }
 

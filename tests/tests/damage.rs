@@ -90,6 +90,8 @@ fn noise_for_unwind_tables() {
             overwrite(bytes, range, noise(seed));
         });
         check_no_wrong_callers(&profile);
+        assert!(profile.figure("executable_corrupt") > 0, "{:?}", profile.quality);
+        assert!(profile.pprof.comments()["note"].contains("/damaged: "), "{:?}", profile.pprof.comments());
     }
 }
 
@@ -134,6 +136,7 @@ fn section_headers_beyond_the_file() {
         samples += stack.samples;
     }
     assert!(samples >= 200, "{samples} samples of the damaged program");
+    assert!(profile.pprof.comments()["note"].contains("/damaged "), "{:?}", profile.pprof.comments());
     assert!(
         profile.figure("frames_without_symbols") + profile.figure("stacks_incomplete") >= samples,
         "{:?}",

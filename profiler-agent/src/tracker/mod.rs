@@ -5,18 +5,15 @@ mod executables;
 mod placement;
 mod process;
 mod space;
+mod tables;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use profiler_common::address::{MonotonicNs, Pid, Svma};
-use profiler_common::limits::MAX_SEARCHED;
-use profiler_common::range::Range;
-use profiler_common::row::{Row, Rule};
-use profiler_unwind::UnwindTable;
+use profiler_common::address::{MonotonicNs, Pid};
 
-use self::executables::{ANONYMOUS, Executables, Found, Unwinding};
+use self::executables::{Executables, Found, Unwinding};
 use self::placement::Placement;
 use self::process::{ALWAYS, Process};
 use crate::clock;
@@ -24,7 +21,7 @@ use crate::counts::Counts;
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
 use crate::kernel::{Followed, KernelError, Tables};
 use crate::proc_fs;
-use crate::worker::{FileError, FileKey};
+use crate::worker::FileKey;
 use profiler_common::counter::Counter;
 
 pub(crate) use self::executables::{ANONYMOUS as ANONYMOUS_CODE, Executable};
@@ -32,6 +29,9 @@ pub(crate) use self::process::{CodeMapping as Code, Process as TrackedProcess};
 
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
 const GRACE_NS: u64 = 5_000_000_000;
+
+const DENIED: &str = "some processes could not be looked at, so their stacks are cut: /proc/PID/maps was refused. \
+                      Run as root, or with CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE";
 
 /// Which processes are of interest.
 pub(crate) enum Interest {
@@ -70,8 +70,6 @@ pub(crate) struct Tracker {
     executables: Executables,
     placement: Placement,
     followed: Followed,
-    /// /proc may not be read.
-    denied: bool,
     /// All sideband records up to this time are applied.
     applied_up_to: MonotonicNs,
     /// The tables to build, in this order.
@@ -87,23 +85,12 @@ impl Tracker {
             executables: Executables::new(),
             placement: Placement::new(tables),
             followed,
-            denied: false,
             applied_up_to: ALWAYS,
             wanted: VecDeque::new(),
             counts: Counts::default(),
         };
         tracker.place_anonymous_table();
         tracker
-    }
-
-    /// Executable memory without a file has one row: the frame pointer.
-    fn place_anonymous_table(&mut self) {
-        let rule = if cfg!(target_arch = "aarch64") { Rule::AARCH64_FRAME_POINTER } else { Rule::X86_64_FRAME_POINTER };
-        let rows = [Row::new(0, rule)];
-        let part = self.placement.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
-        if let (Some(part), Some(executable)) = (part, self.executables.get_mut(ANONYMOUS)) {
-            executable.unwinding = Unwinding::Placed(vec![part]);
-        }
     }
 
     /// Tells the kernel which processes to sample; a launched one from its next exec on.
@@ -153,7 +140,9 @@ impl Tracker {
         let mappings = match proc_fs::executable_mappings(pid) {
             Ok(mappings) => mappings,
             Err(error) => {
-                self.denied |= error.kind() == std::io::ErrorKind::PermissionDenied;
+                if error.kind() == std::io::ErrorKind::PermissionDenied {
+                    self.counts.note(DENIED.to_owned());
+                }
                 return;
             }
         };
@@ -324,169 +313,6 @@ impl Tracker {
         }
     }
 
-    /// The next table to build.
-    pub(crate) fn take_wanted(&mut self) -> Option<WantedTable> {
-        while let Some(key) = self.wanted.pop_front() {
-            let Some(executable) = self.executables.get_mut(key) else { continue };
-            if let Some(file) = &executable.file {
-                return Some(WantedTable { key, file: Arc::clone(file) });
-            }
-            executable.unwinding = Unwinding::Missing;
-        }
-        None
-    }
-
-    /// Samples wait for this table: it is built before others.
-    pub(crate) fn demand(&mut self, key: FileKey) {
-        self.ask(key);
-        if let Some(at) = self.wanted.iter().position(|wanted| *wanted == key) {
-            self.wanted.remove(at);
-            self.wanted.push_front(key);
-        }
-    }
-
-    /// Has the table built, unless it was asked for before.
-    fn ask(&mut self, key: FileKey) {
-        let Some(executable) = self.executables.get_mut(key) else { return };
-        if !matches!(executable.unwinding, Unwinding::Unasked) {
-            return;
-        }
-        if executable.file.is_some() {
-            executable.unwinding = Unwinding::Waiting;
-            self.wanted.push_back(key);
-        } else {
-            executable.unwinding = Unwinding::Missing;
-        }
-    }
-
-    /// Takes in the table of an executable, or the reason why there is none.
-    pub(crate) fn table_built(&mut self, key: FileKey, result: Result<UnwindTable, FileError>) {
-        let unwinding = match &result {
-            Ok(table) => self.place_table(table),
-            Err(FileError::NotElf) => self.anonymous_parts(),
-            // Counted as a restart of the worker.
-            Err(FileError::Worker(_)) => Unwinding::Missing,
-            Err(error) => {
-                let counter = match error {
-                    FileError::Unreadable(_) => Counter::ExecutableUnreadable,
-                    _ => Counter::ExecutableCorrupt,
-                };
-                self.counts.add(counter, 1);
-                Unwinding::Missing
-            }
-        };
-        let Some(executable) = self.executables.get_mut(key) else { return };
-        executable.unwinding = unwinding;
-        if let Ok(table) = result {
-            executable.build_id = hex(table.build_id.as_deref().unwrap_or_default());
-            executable.row_count = table.row_count() as u64;
-            executable.segments = table.segments;
-        }
-        for process in self.processes.values_mut() {
-            process.dirty |= process.live().iter().any(|mapping| mapping.file == key);
-        }
-        self.publish();
-    }
-
-    /// Memory mapped from something that is no ELF file, such as a JIT's memfd.
-    fn anonymous_parts(&self) -> Unwinding {
-        match self.executables.get(ANONYMOUS).map(|anonymous| &anonymous.unwinding) {
-            Some(Unwinding::Placed(parts)) => Unwinding::Placed(parts.clone()),
-            _ => Unwinding::Missing,
-        }
-    }
-
-    fn place_table(&mut self, table: &UnwindTable) -> Unwinding {
-        if table.row_count() as u64 > self.placement.free_rows() {
-            self.evict();
-        }
-        if table.row_count() as u64 > self.placement.free_rows() {
-            self.counts.add(Counter::TablesFull, 1);
-            return Unwinding::NoRoom;
-        }
-        let mut placed = Vec::with_capacity(table.parts.len());
-        for part in &table.parts {
-            let (start, length) = (part.start, part.end.0 - part.start.0);
-            let place = self.placement.place(start, length, &part.rows).or_else(|| {
-                self.evict();
-                self.placement.place(start, length, &part.rows)
-            });
-            match place {
-                Some(part) => placed.push(part),
-                None => {
-                    self.counts.add(Counter::TablesFull, 1);
-                    self.placement.release_rows(&placed, clock::monotonic());
-                    return Unwinding::NoRoom;
-                }
-            }
-        }
-        Unwinding::Placed(placed)
-    }
-
-    /// Gives up all tables of executables that nobody maps. Their rows are free after quarantine.
-    fn evict(&mut self) {
-        let mut released = Vec::new();
-        for (key, executable) in self.executables.iter_mut() {
-            if key == ANONYMOUS || executable.idle_since.is_none() || executable.segments.is_empty() {
-                continue;
-            }
-            if let Unwinding::Placed(parts) = &mut executable.unwinding {
-                released.append(parts);
-                executable.unwinding = Unwinding::Unasked;
-            }
-        }
-        self.placement.release_rows(&released, clock::monotonic());
-    }
-
-    /// Writes the ranges of every process that changed.
-    pub(crate) fn publish(&mut self) {
-        let to_publish = |process: &&Process| process.dirty && process.ended.is_none();
-        let dirty: Vec<Pid> = self.processes.values().filter(to_publish).map(|process| process.pid).collect();
-        for pid in dirty {
-            self.publish_process(pid);
-        }
-    }
-
-    fn publish_process(&mut self, pid: Pid) {
-        let Some(process) = self.processes.get(&pid) else { return };
-        let mut ranges = self.ranges_of(process);
-        if ranges.len() > MAX_SEARCHED {
-            self.counts.add(Counter::RangesTruncated, 1);
-            ranges.truncate(MAX_SEARCHED);
-        }
-        let old_slot = process.slot;
-        let published = self.placement.publish(pid, &ranges);
-        if published.is_none() && !ranges.is_empty() {
-            self.counts.add(Counter::RangesFull, 1);
-        }
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.slot = published.map(|(slot, _generation)| slot);
-            process.published(published.map_or(0, |(_slot, generation)| generation));
-            // Tried again until there is room.
-            process.dirty = published.is_none() && !ranges.is_empty();
-        }
-        self.placement.release_slot(old_slot, clock::monotonic());
-    }
-
-    /// The ranges of a process, in the order of addresses.
-    fn ranges_of(&self, process: &Process) -> Vec<Range> {
-        let mut ranges = Vec::new();
-        for mapping in process.live() {
-            let Some(executable) = self.executables.get(mapping.file) else { continue };
-            let Unwinding::Placed(parts) = &executable.unwinding else { continue };
-            let bias = executable.bias(mapping.start, mapping.file_offset);
-            for part in parts {
-                let (part_start, part_end) = (part.start.in_process(bias).0, part.end.in_process(bias).0);
-                let (start, end) = (mapping.start.0.max(part_start), mapping.end.0.min(part_end));
-                if start < end {
-                    let (first_row, extent) = (part.first_row, part.extent);
-                    ranges.push(Range { start, end, bias: part_start, first_row, extent });
-                }
-            }
-        }
-        ranges
-    }
-
     /// Gives back what has waited long enough: tables in quarantine, ended processes, closed files.
     pub(crate) fn tidy(&mut self, now: MonotonicNs) {
         self.placement.expire(now);
@@ -551,14 +377,6 @@ impl Tracker {
         self.placement.tables()
     }
 
-    /// What the user should know of what could not be read.
-    pub(crate) fn note(&self) -> Option<&'static str> {
-        self.denied.then_some(
-            "some processes could not be looked at, so their stacks are cut: /proc/PID/maps was refused. Run as root, \
-             or with CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE",
-        )
-    }
-
     /// Whether all processes of interest have ended.
     pub(crate) fn all_ended(&self) -> bool {
         match &self.interest {
@@ -566,13 +384,4 @@ impl Tracker {
             Interest::Only { pids, .. } => pids.iter().all(|pid| proc_fs::living_thread(*pid).is_none()),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

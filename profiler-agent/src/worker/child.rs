@@ -52,11 +52,8 @@ pub fn run(role: Role) -> ExitCode {
 fn serve(role: Role) -> Result<(), ChildError> {
     // A panic is an answer; its text goes there and not to stderr, where files could fill the log.
     std::panic::set_hook(Box::new(|_| {}));
-    // Started as /proc/self/exe, it would be called `exe`. A name that is refused is no loss.
-    let _refused = rustix::thread::set_name(match role {
-        Role::Tables => c"spanflame:table",
-        Role::Symbols => c"spanflame:symb",
-    });
+    // A name that is refused is no loss.
+    let _refused = rustix::thread::set_name(role.process_name());
     let memory = Memory::open()?;
     sandbox::enter(role)?;
     let stdin = io::stdin();

@@ -31,6 +31,9 @@ pub use child::run;
 pub use message::{MAX_ADDRESSES, MAX_FRAMES_PER_ADDRESS, MAX_REPLY_BYTES, MAX_STRING_BYTES};
 pub use parent::{QUEUE_REQUESTS, Worker, WorkerError};
 
+/// What the names of all workers' processes begin with.
+pub const NAME_START: &str = "spanflame:";
+
 /// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -47,6 +50,14 @@ impl Role {
         match self {
             Self::Tables => "tables",
             Self::Symbols => "symbols",
+        }
+    }
+
+    /// The name of its process: started as `/proc/self/exe`, it would be called `exe`.
+    const fn process_name(self) -> &'static std::ffi::CStr {
+        match self {
+            Self::Tables => c"spanflame:table",
+            Self::Symbols => c"spanflame:symb",
         }
     }
 

@@ -1,0 +1,218 @@
+//! The tables of executables: asked for, placed where the kernel reads them, given up again; and
+//! the ranges of processes that lead to them.
+
+use std::sync::Arc;
+
+use profiler_common::address::{Pid, Svma};
+use profiler_common::counter::Counter;
+use profiler_common::limits::MAX_SEARCHED;
+use profiler_common::range::Range;
+use profiler_common::row::{Row, Rule};
+use profiler_unwind::UnwindTable;
+
+use super::executables::{ANONYMOUS, Unwinding};
+use super::process::Process;
+use super::{Tracker, WantedTable};
+use crate::clock;
+use crate::worker::{FileError, FileKey};
+
+impl Tracker {
+    /// Executable memory without a file has one row: the frame pointer.
+    pub(super) fn place_anonymous_table(&mut self) {
+        let rule = if cfg!(target_arch = "aarch64") { Rule::AARCH64_FRAME_POINTER } else { Rule::X86_64_FRAME_POINTER };
+        let rows = [Row::new(0, rule)];
+        let part = self.placement.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
+        if let (Some(part), Some(executable)) = (part, self.executables.get_mut(ANONYMOUS)) {
+            executable.unwinding = Unwinding::Placed(vec![part]);
+        }
+    }
+
+    /// The next table to build.
+    pub(crate) fn take_wanted(&mut self) -> Option<WantedTable> {
+        while let Some(key) = self.wanted.pop_front() {
+            let Some(executable) = self.executables.get_mut(key) else { continue };
+            if let Some(file) = &executable.file {
+                return Some(WantedTable { key, file: Arc::clone(file) });
+            }
+            executable.unwinding = Unwinding::Missing;
+        }
+        None
+    }
+
+    /// Samples wait for this table: it is built before others.
+    pub(crate) fn demand(&mut self, key: FileKey) {
+        self.ask(key);
+        if let Some(at) = self.wanted.iter().position(|wanted| *wanted == key) {
+            self.wanted.remove(at);
+            self.wanted.push_front(key);
+        }
+    }
+
+    /// Has the table built, unless it was asked for before.
+    pub(super) fn ask(&mut self, key: FileKey) {
+        let Some(executable) = self.executables.get_mut(key) else { return };
+        if !matches!(executable.unwinding, Unwinding::Unasked) {
+            return;
+        }
+        if executable.file.is_some() {
+            executable.unwinding = Unwinding::Waiting;
+            self.wanted.push_back(key);
+        } else {
+            executable.unwinding = Unwinding::Missing;
+        }
+    }
+
+    /// Takes in the table of an executable, or the reason why there is none.
+    pub(crate) fn table_built(&mut self, key: FileKey, result: Result<UnwindTable, FileError>) {
+        self.note_damage(key, &result);
+        let unwinding = match &result {
+            Ok(table) => self.place_table(table),
+            Err(FileError::NotElf) => self.anonymous_parts(),
+            Err(_) => Unwinding::Missing,
+        };
+        let Some(executable) = self.executables.get_mut(key) else { return };
+        executable.unwinding = unwinding;
+        if let Ok(table) = result {
+            executable.build_id = hex(table.build_id.as_deref().unwrap_or_default());
+            executable.row_count = table.row_count() as u64;
+            executable.segments = table.segments;
+        }
+        for process in self.processes.values_mut() {
+            process.dirty |= process.live().iter().any(|mapping| mapping.file == key);
+        }
+        self.publish();
+    }
+
+    /// Counts what is wrong with a file, and says it once.
+    fn note_damage(&mut self, key: FileKey, result: &Result<UnwindTable, FileError>) {
+        let (counter, damage) = match result {
+            Ok(table) if table.problems.unreadable() == 0 => return,
+            Err(FileError::NotElf) => return,
+            Ok(table) => {
+                let count = table.problems.unreadable();
+                let damage = format!("{count} pieces of its call frame information make no sense");
+                (Some(Counter::ExecutableCorrupt), damage)
+            }
+            // Counted as a restart of the worker.
+            Err(error @ FileError::Worker(_)) => (None, error.to_string()),
+            Err(error @ FileError::Unreadable(_)) => (Some(Counter::ExecutableUnreadable), error.to_string()),
+            Err(error @ FileError::Unsupported(_)) => (Some(Counter::ExecutableUnsupported), error.to_string()),
+            Err(error) => (Some(Counter::ExecutableCorrupt), error.to_string()),
+        };
+        if let Some(counter) = counter {
+            self.counts.add(counter, 1);
+        }
+        if let Some(executable) = self.executables.get(key) {
+            let path = &executable.path;
+            self.counts.note(format!("stacks may be cut in {path}: {damage}. Look at it with: readelf -wF {path}"));
+        }
+    }
+
+    /// Memory mapped from something that is no ELF file, such as a JIT's memfd.
+    fn anonymous_parts(&self) -> Unwinding {
+        match self.executables.get(ANONYMOUS).map(|anonymous| &anonymous.unwinding) {
+            Some(Unwinding::Placed(parts)) => Unwinding::Placed(parts.clone()),
+            _ => Unwinding::Missing,
+        }
+    }
+
+    fn place_table(&mut self, table: &UnwindTable) -> Unwinding {
+        if table.row_count() as u64 > self.placement.free_rows() {
+            self.evict();
+        }
+        if table.row_count() as u64 > self.placement.free_rows() {
+            self.counts.add(Counter::TablesFull, 1);
+            return Unwinding::NoRoom;
+        }
+        let mut placed = Vec::with_capacity(table.parts.len());
+        for part in &table.parts {
+            let (start, length) = (part.start, part.end.0 - part.start.0);
+            let place = self.placement.place(start, length, &part.rows).or_else(|| {
+                self.evict();
+                self.placement.place(start, length, &part.rows)
+            });
+            match place {
+                Some(part) => placed.push(part),
+                None => {
+                    self.counts.add(Counter::TablesFull, 1);
+                    self.placement.release_rows(&placed, clock::monotonic());
+                    return Unwinding::NoRoom;
+                }
+            }
+        }
+        Unwinding::Placed(placed)
+    }
+
+    /// Gives up all tables of executables that nobody maps. Their rows are free after quarantine.
+    fn evict(&mut self) {
+        let mut released = Vec::new();
+        for (key, executable) in self.executables.iter_mut() {
+            if key == ANONYMOUS || executable.idle_since.is_none() || executable.segments.is_empty() {
+                continue;
+            }
+            if let Unwinding::Placed(parts) = &mut executable.unwinding {
+                released.append(parts);
+                executable.unwinding = Unwinding::Unasked;
+            }
+        }
+        self.placement.release_rows(&released, clock::monotonic());
+    }
+
+    /// Writes the ranges of every process that changed.
+    pub(crate) fn publish(&mut self) {
+        let to_publish = |process: &&Process| process.dirty && process.ended.is_none();
+        let dirty: Vec<Pid> = self.processes.values().filter(to_publish).map(|process| process.pid).collect();
+        for pid in dirty {
+            self.publish_process(pid);
+        }
+    }
+
+    fn publish_process(&mut self, pid: Pid) {
+        let Some(process) = self.processes.get(&pid) else { return };
+        let mut ranges = self.ranges_of(process);
+        if ranges.len() > MAX_SEARCHED {
+            self.counts.add(Counter::RangesTruncated, 1);
+            ranges.truncate(MAX_SEARCHED);
+        }
+        let old_slot = process.slot;
+        let published = self.placement.publish(pid, &ranges);
+        if published.is_none() && !ranges.is_empty() {
+            self.counts.add(Counter::RangesFull, 1);
+        }
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.slot = published.map(|(slot, _generation)| slot);
+            process.published(published.map_or(0, |(_slot, generation)| generation));
+            // Tried again until there is room.
+            process.dirty = published.is_none() && !ranges.is_empty();
+        }
+        self.placement.release_slot(old_slot, clock::monotonic());
+    }
+
+    /// The ranges of a process, in the order of addresses.
+    fn ranges_of(&self, process: &Process) -> Vec<Range> {
+        let mut ranges = Vec::new();
+        for mapping in process.live() {
+            let Some(executable) = self.executables.get(mapping.file) else { continue };
+            let Unwinding::Placed(parts) = &executable.unwinding else { continue };
+            let bias = executable.bias(mapping.start, mapping.file_offset);
+            for part in parts {
+                let (part_start, part_end) = (part.start.in_process(bias).0, part.end.in_process(bias).0);
+                let (start, end) = (mapping.start.0.max(part_start), mapping.end.0.min(part_end));
+                if start < end {
+                    let (first_row, extent) = (part.first_row, part.extent);
+                    ranges.push(Range { start, end, bias: part_start, first_row, extent });
+                }
+            }
+        }
+        ranges
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
