@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: from a checkout to a flame graph with one command.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -12,23 +13,30 @@ use crate::shell::{self, Elevation};
 /// Functions in the table.
 const SHOWN: usize = 10;
 
+/// Completes "root is needed".
+const WHY_ROOT: &str = "to load programs into the kernel";
+
+/// Builds the profiler and the program to profile.
+const BUILD: [&str; 7] = ["build", "--release", "-p", "profiler-agent", "-p", "xtask", "--bins"];
+
 /// `cargo xtask demo`.
 pub(crate) fn run() -> Result<()> {
-    println!("1. What is needed here");
-    setup::install(Purpose::Demo)?;
-    println!("2. Building the profiler and the program to profile (release)");
-    shell::run(&mut shell::cargo(&["build", "--release", "-p", "profiler-agent", "-p", "xtask", "--bins"]))?;
-    println!("3. Profiling `spanflame-demo` for 5 seconds");
     let root = shell::root();
-    let release = root.join("target/release");
     let folded = root.join("target/demo.folded");
     let outputs = [root.join("flame.svg"), root.join("profile.pb.gz"), folded.clone()];
-    let mut record = shell::as_root(release.join("spanflame"), "to load programs into the kernel")?;
-    record.args(["record", "-d", "5s"]).current_dir(&root);
-    for output in &outputs {
-        record.arg("-o").arg(output);
+    println!("1. What is needed here");
+    if let Elevation::Impossible(reason) = shell::elevation(WHY_ROOT) {
+        let build = shell::display(&shell::cargo(&BUILD));
+        let record = shell::display(profile(&mut Command::new(profiler()), &outputs));
+        bail!(
+            "root is needed {WHY_ROOT}, and {reason}: nothing was done. Run\n    {build}\nand, as root,\n    {record}"
+        );
     }
-    shell::run(record.arg("--").arg(release.join("spanflame-demo")).arg("5"))?;
+    setup::install(Purpose::Demo)?;
+    println!("2. Building the profiler and the program to profile (release)");
+    shell::run(&mut shell::cargo(&BUILD))?;
+    println!("3. Profiling `spanflame-demo` for 5 seconds");
+    shell::run(profile(&mut shell::as_root(profiler(), WHY_ROOT)?, &outputs))?;
     give_back(&outputs)?;
     let text = fs::read_to_string(&folded).with_context(|| format!("reading {}", folded.display()))?;
     print_hottest(&text)?;
@@ -37,13 +45,28 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
+fn profiler() -> PathBuf {
+    shell::root().join("target/release/spanflame")
+}
+
+/// Adds what the profiler is to do.
+fn profile<'c>(profiler: &'c mut Command, outputs: &[PathBuf]) -> &'c mut Command {
+    profiler.args(["record", "-d", "5s"]);
+    for output in outputs {
+        profiler.arg("-o").arg(output);
+    }
+    profiler.arg("--").arg(shell::root().join("target/release/spanflame-demo")).arg("5")
+}
+
 /// What root wrote through sudo belongs to the user who asked.
-fn give_back(files: &[std::path::PathBuf]) -> Result<()> {
-    if !matches!(shell::elevation(), Elevation::Sudo) {
+fn give_back(files: &[PathBuf]) -> Result<()> {
+    let why = "to give you the files";
+    if shell::elevation(why) != Elevation::Sudo {
         return Ok(());
     }
-    let user = shell::output(Command::new("id").arg("-u"))?;
-    shell::run(shell::as_root("chown", "to give you the files")?.arg(user.trim()).args(files))
+    let id = |which| shell::output(Command::new("id").arg(which));
+    let owner = format!("{}:{}", id("-u")?.trim(), id("-g")?.trim());
+    shell::run(Command::new("sudo").args(["--", "chown", &owner]).args(files))
 }
 
 fn print_hottest(text: &str) -> Result<()> {

@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
 
 /// How one sees that a package is there.
 enum Probe {
-    /// A program on PATH.
+    /// A program on PATH, or among root's.
     Program(&'static str),
     /// A file.
     File(&'static str),
@@ -46,6 +46,12 @@ struct Package {
     probe: Probe,
     purposes: &'static [Purpose],
 }
+
+/// Not in every release of Debian and Ubuntu.
+const LLVM: &str = "llvm-22-dev";
+
+/// Completes "root is needed".
+const WHY_ROOT: &str = "to install packages";
 
 use Probe::{File, Program};
 use Purpose::{All, Demo, Ebpf, Test, Vm};
@@ -73,20 +79,38 @@ const PACKAGES: &[Package] = &[
         probe: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
         purposes: &[Test, Vm],
     },
+    // Newer kernels' modules are compressed.
+    Package { name: "xz-utils", probe: Program("xz"), purposes: &[Test, Vm] },
     // bpf-linker links to LLVM, which must be the one that the nightly was built with.
-    Package { name: "llvm-22-dev", probe: File("/usr/lib/llvm-22/bin/llvm-config"), purposes: &[Ebpf] },
+    Package { name: LLVM, probe: File("/usr/lib/llvm-22/bin/llvm-config"), purposes: &[Ebpf] },
     Package { name: "libzstd-dev", probe: File("/usr/include/zstd.h"), purposes: &[Ebpf] },
 ];
 
-/// A Rust target whose standard library the stable toolchain needs.
-struct RustTarget {
+/// A part of the stable toolchain that rustup installs.
+struct RustPart {
+    /// What rustup calls it.
+    kind: &'static str,
     name: &'static str,
+    /// A file that shows that it is there, below the toolchain's folder.
+    file: &'static str,
     purposes: &'static [Purpose],
 }
 
-const RUST_TARGETS: &[RustTarget] = &[
-    RustTarget { name: "x86_64-unknown-linux-musl", purposes: &[Test, Vm] },
-    RustTarget { name: "aarch64-unknown-linux-musl", purposes: &[Vm] },
+const RUST_PARTS: &[RustPart] = &[
+    RustPart { kind: "component", name: "rustfmt", file: "bin/cargo-fmt", purposes: &[Test] },
+    RustPart { kind: "component", name: "clippy", file: "bin/cargo-clippy", purposes: &[Test] },
+    RustPart {
+        kind: "target",
+        name: "x86_64-unknown-linux-musl",
+        file: "lib/rustlib/x86_64-unknown-linux-musl/lib",
+        purposes: &[Test, Vm],
+    },
+    RustPart {
+        kind: "target",
+        name: "aarch64-unknown-linux-musl",
+        file: "lib/rustlib/aarch64-unknown-linux-musl/lib",
+        purposes: &[Vm],
+    },
 ];
 
 /// `cargo xtask setup`.
@@ -97,14 +121,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 /// Installs what is missing for a purpose. Does nothing, and says so, when nothing is.
 pub(crate) fn install(purpose: Purpose) -> Result<()> {
     let packages = missing_packages(purpose, is_there);
-    let targets = missing_targets(purpose)?;
-    if packages.is_empty() && targets.is_empty() {
-        println!("set-up for {purpose:?}: everything is there");
+    let parts = missing_parts(purpose)?;
+    if packages.is_empty() && parts.is_empty() {
+        println!("no package is missing here");
     }
     install_packages(&packages)?;
-    for target in targets {
+    for part in parts {
         let mut command = Command::new("rustup");
-        shell::run(command.args(["target", "add", target]).current_dir(shell::root()))?;
+        let added = shell::run(command.args([part.kind, "add", part.name]).current_dir(shell::root()));
+        added.with_context(|| format!("the Rust {} {} is missing here", part.kind, part.name))?;
     }
     if matches!(purpose, Ebpf | All) {
         crate::ebpf::toolchain::install()?;
@@ -128,20 +153,14 @@ fn is_there(probe: &Probe) -> bool {
     }
 }
 
-fn missing_targets(purpose: Purpose) -> Result<Vec<&'static str>> {
-    let needed: Vec<_> = RUST_TARGETS.iter().filter(|target| wanted(purpose, target.purposes)).collect();
-    let Some(rustlib) = rustlib(&needed)? else { return Ok(Vec::new()) };
-    Ok(needed.iter().map(|target| target.name).filter(|name| !rustlib.join(name).join("lib").exists()).collect())
-}
-
-/// Where the standard libraries of the toolchain are; nothing when none is needed.
-fn rustlib(needed: &[&RustTarget]) -> Result<Option<std::path::PathBuf>> {
-    if needed.is_empty() {
-        return Ok(None);
+fn missing_parts(purpose: Purpose) -> Result<Vec<&'static RustPart>> {
+    let mut needed: Vec<_> = RUST_PARTS.iter().filter(|part| wanted(purpose, part.purposes)).collect();
+    if !needed.is_empty() {
+        let mut rustc = Command::new("rustc");
+        let sysroot = shell::output(rustc.args(["--print", "sysroot"]).current_dir(shell::root()))?;
+        needed.retain(|part| !Path::new(sysroot.trim()).join(part.file).exists());
     }
-    let mut rustc = Command::new("rustc");
-    let sysroot = shell::output(rustc.args(["--print", "sysroot"]).current_dir(shell::root()))?;
-    Ok(Some(Path::new(sysroot.trim()).join("lib/rustlib")))
+    Ok(needed)
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {
@@ -149,21 +168,35 @@ fn install_packages(packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     println!("missing here: {}", packages.join(" "));
-    let by_hand = format!("apt-get update && apt-get install --no-install-recommends -y {}", packages.join(" "));
+    let by_hand = by_hand(packages);
     if shell::find("apt-get").is_none() {
         bail!("this is no Debian or Ubuntu: install the equals of these Debian packages: {}", packages.join(" "));
     }
-    if matches!(shell::elevation(), Elevation::Impossible) {
-        bail!("installing needs root, and there is no sudo here. Run this as root, then repeat:\n    {by_hand}");
+    if let Elevation::Impossible(reason) = shell::elevation(WHY_ROOT) {
+        bail!("root is needed {WHY_ROOT}, and {reason}. Run this as root, then repeat:\n    {by_hand}");
     }
-    shell::run(&mut apt_get(&["update"])?).context("updating the package lists")?;
     let mut install = vec!["install", "--no-install-recommends", "-y"];
     install.extend(packages);
-    shell::run(&mut apt_get(&install)?).with_context(|| format!("to do it by hand: {by_hand}"))
+    for arguments in [vec!["update"], install] {
+        if let Err(error) = shell::run(&mut apt_get(&arguments)?) {
+            bail!("{error:#}. By hand, as root:\n    {by_hand}");
+        }
+    }
+    Ok(())
+}
+
+/// What root is to run.
+fn by_hand(packages: &[&str]) -> String {
+    let command = format!("apt-get update && apt-get install --no-install-recommends -y {}", packages.join(" "));
+    if packages.contains(&LLVM) {
+        format!("{command}\n(a release without {LLVM} needs that of https://apt.llvm.org among its sources first)")
+    } else {
+        command
+    }
 }
 
 fn apt_get(arguments: &[&str]) -> Result<Command> {
-    let mut command = shell::as_root("env", "to install packages")?;
+    let mut command = shell::as_root("env", WHY_ROOT)?;
     command.arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get").args(arguments);
     Ok(command)
 }

@@ -2,12 +2,16 @@
 //! which command it was.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, bail};
+
+/// Where root's programs are; the PATH of an ordinary user may lack them.
+const ROOT_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// Lines of a failed command's stderr that an error quotes.
 const QUOTED_LINES: usize = 20;
@@ -71,10 +75,17 @@ pub(crate) fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Where a program is on PATH.
+/// Where a program is: on PATH, or among root's.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+    env::split_paths(&search_path()).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// PATH and the folders of root's programs.
+pub(crate) fn search_path() -> OsString {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(ROOT_FOLDERS.map(PathBuf::from));
+    // Parts of a PATH can be joined again.
+    env::join_paths(folders).unwrap_or(path)
 }
 
 /// Is this process root? Read from /proc, which needs no `unsafe`.
@@ -89,37 +100,48 @@ fn effective_uid(status: &str) -> Option<u32> {
 }
 
 /// How to run a command as root here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Elevation {
     /// This process is root.
     None,
-    /// There is a `sudo`.
+    /// `sudo` allows it.
     Sudo,
-    /// Neither: the user has to.
-    Impossible,
+    /// Neither: the user has to; why there is no other way.
+    Impossible(&'static str),
 }
 
-/// How a command becomes root here.
-pub(crate) fn elevation() -> Elevation {
-    if is_root() {
-        Elevation::None
-    } else if find("sudo").is_some() {
-        Elevation::Sudo
-    } else {
-        Elevation::Impossible
+/// How a command becomes root here; `why` completes the sentence "root is needed …". Where there is
+/// a sudo, it is tried, which may ask for a password.
+pub(crate) fn elevation(why: &str) -> Elevation {
+    static SUDO_ALLOWS: OnceLock<bool> = OnceLock::new();
+    choose(is_root(), find("sudo").is_some(), || {
+        println!("root is needed {why}: asking sudo");
+        // Not `sudo --validate`: it asks for the password of users who need none for commands.
+        let mut nothing = Command::new("sudo");
+        nothing.args(["--", "true"]);
+        *SUDO_ALLOWS.get_or_init(|| nothing.status().is_ok_and(|status| status.success()))
+    })
+}
+
+fn choose(is_root: bool, has_sudo: bool, sudo_allows: impl FnOnce() -> bool) -> Elevation {
+    match (is_root, has_sudo) {
+        (true, _) => Elevation::None,
+        (false, false) => Elevation::Impossible("there is no sudo here"),
+        (false, true) if sudo_allows() => Elevation::Sudo,
+        (false, true) => Elevation::Impossible("sudo refuses (see above)"),
     }
 }
 
 /// The command as root; `why` completes the sentence "root is needed …".
 pub(crate) fn as_root(program: impl AsRef<OsStr>, why: &str) -> Result<Command> {
-    match elevation() {
+    match elevation(why) {
         Elevation::None => Ok(Command::new(program)),
         Elevation::Sudo => {
-            println!("root is needed {why}: asking sudo");
             let mut command = Command::new("sudo");
             command.arg("--").arg(program);
             Ok(command)
         }
-        Elevation::Impossible => bail!("root is needed {why}, and there is no sudo here: run this command as root"),
+        Elevation::Impossible(reason) => bail!("root is needed {why}, and {reason}: run this command as root"),
     }
 }
 
@@ -131,6 +153,16 @@ mod tests {
     fn effective_uid_is_the_second() {
         assert_eq!(effective_uid("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n"), Some(0));
         assert_eq!(effective_uid("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn root_needs_no_sudo_and_sudo_is_asked_only_where_it_is() {
+        let unasked = || -> bool { panic!("sudo was asked") };
+        assert_eq!(choose(true, true, unasked), Elevation::None);
+        assert_eq!(choose(true, false, unasked), Elevation::None);
+        assert_eq!(choose(false, false, unasked), Elevation::Impossible("there is no sudo here"));
+        assert_eq!(choose(false, true, || true), Elevation::Sudo);
+        assert_eq!(choose(false, true, || false), Elevation::Impossible("sudo refuses (see above)"));
     }
 
     #[test]

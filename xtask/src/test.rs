@@ -1,6 +1,8 @@
 //! `cargo xtask test`: set-up, then every kind of test, with a line for each step and totals.
 
-use anyhow::Result;
+use std::process::Command;
+
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 
 use crate::report::{Outcome, Report, in_ci};
@@ -10,6 +12,9 @@ use crate::{ebpf, tidy, vm};
 
 /// The package whose tests run the profiler for real.
 const LOCAL_PACKAGE: &str = "spanflame-tests";
+
+/// Completes "root is needed".
+const WHY_ROOT: &str = "for the tests with the kernel programs";
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -36,8 +41,19 @@ enum Kind {
 /// `cargo xtask test`.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let wanted = |kind| arguments.kind.is_none_or(|only| only == kind);
+    if wanted(Kind::Local) {
+        require_root()?;
+    }
     let mut report = Report::default();
-    report.step("set-up", || setup::install(Purpose::Test).into());
+    let mut ready = false;
+    report.step("set-up", || {
+        let installed = setup::install(Purpose::Test);
+        ready = installed.is_ok();
+        installed.into()
+    });
+    if !ready {
+        return report.finish(in_ci());
+    }
     if wanted(Kind::Unit) {
         unit(&mut report);
     }
@@ -67,16 +83,42 @@ fn unit(report: &mut Report) {
 /// root in target/.
 fn local() -> Outcome {
     let mut cargo = shell::cargo(&["test", "--quiet", "--no-fail-fast", "-p", LOCAL_PACKAGE]);
-    match shell::elevation() {
+    match shell::elevation(WHY_ROOT) {
         Elevation::None => {}
         Elevation::Sudo => {
-            println!("root is needed to load programs into the kernel: asking sudo");
-            let architecture = std::env::consts::ARCH.to_uppercase();
-            cargo.env(format!("CARGO_TARGET_{architecture}_UNKNOWN_LINUX_GNU_RUNNER"), "sudo -E");
+            let path = shell::search_path();
+            cargo.arg("--config").arg(format!("target.'cfg(all())'.runner={}", sudo(&path.to_string_lossy())));
         }
-        Elevation::Impossible => {
-            return Outcome::SkippedUnexpectedly("needs root, and there is no sudo here: run it as root".to_owned());
-        }
+        Elevation::Impossible(reason) => return Outcome::SkippedUnexpectedly(reason.to_owned()),
     }
     shell::run(&mut cargo).into()
+}
+
+/// A command as a TOML array (JSON's are): sudo sets a PATH of its own, on which there is no Rust.
+fn sudo(path: &str) -> serde_json::Value {
+    serde_json::json!(["sudo", "--preserve-env", "--", "env", format!("PATH={path}")])
+}
+
+/// Fails, saying what to do, before anything is done.
+fn require_root() -> Result<()> {
+    let Elevation::Impossible(reason) = shell::elevation(WHY_ROOT) else { return Ok(()) };
+    let user = shell::output(Command::new("id").arg("-un"))?;
+    let install = if shell::find("sudo").is_none() { "apt-get update && apt-get install -y sudo && " } else { "" };
+    bail!(
+        "root is needed {WHY_ROOT}, and {reason}: nothing was done. Have root run this, log in again and repeat:\n    \
+         {install}/usr/sbin/usermod -aG sudo {}\n\
+         `cargo xtask test unit` and `cargo xtask test vm` need root only to install packages.",
+        user.trim()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runner_keeps_the_path_of_the_user() {
+        let array = r#"["sudo","--preserve-env","--","env","PATH=/home/a b/.cargo/bin:/usr/sbin"]"#;
+        assert_eq!(sudo("/home/a b/.cargo/bin:/usr/sbin").to_string(), array);
+    }
 }

@@ -83,9 +83,9 @@ fn read_budget() -> Result<Budget> {
 
 /// The report of the profiler's release build, loaded into this kernel.
 fn on_host() -> Result<Kernel> {
-    shell::output(&mut shell::cargo(&["build", "--release", "--quiet", "-p", "profiler-agent"]))?;
     let spanflame = shell::root().join("target/release/spanflame");
     let mut command = shell::as_root(spanflame, "to load programs into the kernel")?;
+    shell::output(&mut shell::cargo(&["build", "--release", "--quiet", "-p", "profiler-agent"]))?;
     let rows = parse(&shell::output(command.arg("verifier-report"))?)?;
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the kernel's release")?;
     Ok(Kernel { name: release.trim().to_owned(), rows, stacks: stacks(std::env::consts::ARCH)? })

@@ -61,7 +61,7 @@ impl Toolchain {
 pub(super) fn find(versions: &Versions) -> Result<Toolchain> {
     for name in nightlies()? {
         if rustc_version(&name)? == versions.rustc {
-            let found = with_linker(name)?;
+            let found = with_linker(name).context("(`cargo xtask setup --for ebpf` completes it)")?;
             if found.versions != *versions {
                 bail!("the manifest names {versions}; here is {}", found.versions);
             }
@@ -83,7 +83,7 @@ pub(super) fn find_or_install(versions: &Versions) -> Result<Toolchain> {
         return Ok(toolchain);
     }
     crate::setup::install(crate::setup::Purpose::Ebpf)?;
-    find(versions)
+    find(versions).context("what the manifest names can't be had (`--adopt-toolchain` takes what is here)")
 }
 
 /// Installs the nightly (with the standard library's sources) and the bpf-linker that the manifest
