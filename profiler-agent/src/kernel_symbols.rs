@@ -109,7 +109,9 @@ fn parse(line: &str) -> Option<Line<'_>> {
     let address = u64::from_str_radix(words.next()?, 16).ok().filter(|address| *address != 0)?;
     // nm(1): T and t are code, W and w are weak.
     words.next().filter(|kind| matches!(*kind, "T" | "t" | "W" | "w"))?;
-    let name = words.next()?;
+    // `$x` and `$d` mark code and data (ELF for the Arm 64-bit Architecture, mapping symbols); Linux 5.10
+    // lists those of modules.
+    let name = words.next().filter(|name| !name.starts_with('$'))?;
     let module = words.next().and_then(|word| word.strip_prefix('[')?.strip_suffix(']'));
     Some(Line { address, name, module })
 }
@@ -127,7 +129,9 @@ ffffffff81000200 D data
 ffffffffc0203010 t second\t[slow]
 ffffffffc0201020 t late\t[other]
 ffffffffc0203000 r table\t[slow]
+ffffffffc0202008 t $x\t[slow]
 ffffffffc0202008 t first\t[slow]
+ffffffffc0203014 t $d.1\t[slow]
 ";
 
     fn names(text: &str, addresses: &[u64]) -> Option<Vec<String>> {
