@@ -1,10 +1,9 @@
 //! The files that processes run: opened once, their tables built once, shared by all processes.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use profiler_common::row::{Row, Rule};
 use profiler_common::search::{Extent, last_at_most};
 use profiler_common::step::NoBarrier;
 use profiler_unwind::{Segment, bias_of_mapping};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 
 use crate::kernel::Tables;
 use crate::kernel::sideband::{FileId, Mapping};
@@ -48,7 +48,10 @@ pub(crate) enum Unwinding {
     /// The kernel has it.
     Placed(Vec<PlacedPart>),
     /// There is no room for it now.
-    NoRoom,
+    NoRoom {
+        /// When it is tried again.
+        retry_from: MonotonicNs,
+    },
     /// There is none.
     Missing,
 }
@@ -190,12 +193,13 @@ impl Executables {
         {
             return Found::Known(key);
         }
-        let Some((file, metadata)) = open(pid, mapping) else { return self.unreadable(mapping) };
-        if !metadata.is_file() {
-            return Found::Known(ANONYMOUS);
-        }
+        let file = match open(pid, mapping) {
+            Opened::File(file) => file,
+            Opened::NoFile => return Found::Known(ANONYMOUS),
+            Opened::Nothing => return self.unreadable(mapping),
+        };
         let Some(identity) = Identity::of(&file) else { return self.unreadable(mapping) };
-        let file = Arc::new(OwnedFd::from(file));
+        let file = Arc::new(file);
         let found = match self.by_identity.get(&identity).copied() {
             Some(key) => {
                 if let Some(known) = self.get_mut(key)
@@ -260,40 +264,81 @@ fn shown_path(mapping: &Mapping) -> String {
     path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned()
 }
 
-/// Opens the very file that is mapped; by its path only when the process is gone, and then only if
-/// it is that inode and was not changed since.
-fn open(pid: Pid, mapping: &Mapping) -> Option<(File, fs::Metadata)> {
-    let (start, end) = (mapping.start.0, mapping.end.0);
-    let mapped_in = |thread: Pid| {
-        open_file(Path::new(&format!("/proc/{thread}/map_files/{start:x}-{end:x}")))
-            .filter(|(_file, metadata)| metadata.ino() == mapping.file.inode)
-    };
-    let other_thread = || proc_fs::living_thread(pid).filter(|thread| *thread != pid);
-    if let Some(file) = mapped_in(pid).or_else(|| mapped_in(other_thread()?)) {
-        return Some(file);
-    }
-    let path = Path::new(&mapping.path);
-    let in_its_root = Path::new(&format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?);
-    [in_its_root.as_path(), path]
-        .into_iter()
-        .filter_map(open_file)
-        .find(|(_file, metadata)| metadata.ino() == mapping.file.inode && !just_changed(metadata))
+/// What opening a mapping's file came to.
+enum Opened {
+    /// It is open for reading.
+    File(OwnedFd),
+    /// A device or the like is mapped: what is there is no file's code.
+    NoFile,
+    /// It is not there, or may not be read.
+    Nothing,
 }
 
-/// Never blocks (a path may by now be a FIFO) and never follows into a terminal.
-fn open_file(path: &Path) -> Option<(File, fs::Metadata)> {
-    use rustix::fs::{Mode, OFlags};
+/// Opens the very file that is mapped; by its path only when the process is gone, and then only if
+/// it is that inode and was not changed since.
+///
+/// Paths are the observed process's choice, and to open some things does harm: a FIFO wakes who
+/// writes to it, a watchdog device arms a reboot. So only what turned out to be the regular file that
+/// is wanted is opened for more than a look at its inode (`O_PATH`).
+fn open(pid: Pid, mapping: &Mapping) -> Opened {
+    let (start, end) = (mapping.start.0, mapping.end.0);
+    let mapped_in = |thread: Pid| {
+        let link = format!("/proc/{thread}/map_files/{start:x}-{end:x}");
+        let (file, stat) = look_at(rustix::fs::open(link, LOOK, Mode::empty()))?;
+        (stat.st_ino == mapping.file.inode).then_some((file, stat))
+    };
+    let other_thread = || proc_fs::living_thread(pid).filter(|thread| *thread != pid);
+    if let Some((file, stat)) = mapped_in(pid).or_else(|| mapped_in(other_thread()?)) {
+        return if is_regular(&stat) { reopen(&file) } else { Opened::NoFile };
+    }
+    let roots = [format!("/proc/{pid}/root"), "/".to_owned()];
+    let found = roots.iter().find_map(|root| find_in(root, mapping));
+    found.map_or(Opened::Nothing, |file| reopen(&file))
+}
+
+/// To look at an inode: nothing of what is behind it is opened.
+const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+/// The file that a mapping's path leads to below `root`, if it is that file. The kernel makes such
+/// paths without symbolic links, so one that has some by now leads elsewhere.
+fn find_in(root: &str, mapping: &Mapping) -> Option<OwnedFd> {
+    let path = Path::new(&mapping.path).strip_prefix("/").ok()?;
+    let root = rustix::fs::open(root, LOOK | OFlags::DIRECTORY, Mode::empty()).ok()?;
+    let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let (file, stat) = look_at(rustix::fs::openat2(root, path, LOOK | OFlags::NOFOLLOW, Mode::empty(), beneath))?;
+    (is_regular(&stat) && is_same(&stat, mapping.file) && !just_changed(&stat)).then_some(file)
+}
+
+fn look_at(file: rustix::io::Result<OwnedFd>) -> Option<(OwnedFd, Stat)> {
+    let file = file.ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    Some((file, stat))
+}
+
+/// Opens a regular file for reading. It never waits for who has a lease on it.
+fn reopen(file: &OwnedFd) -> Opened {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    let metadata = file.metadata().ok()?;
-    Some((file, metadata))
+    rustix::fs::open(path, flags, Mode::empty()).map_or(Opened::Nothing, Opened::File)
+}
+
+fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+/// Whether it is this file, as far as numbers tell. Devices with major number 0 (overlayfs, btrfs) are
+/// another number in `stat` than where the kernel tells of mappings.
+fn is_same(stat: &Stat, file: FileId) -> bool {
+    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let comparable = major != 0 && file.device_major != 0;
+    stat.st_ino == file.inode && (!comparable || (major, minor) == (file.device_major, file.device_minor))
 }
 
 /// Whether the file was made or changed in the last moment: perhaps after it was mapped.
-fn just_changed(metadata: &fs::Metadata) -> bool {
+fn just_changed(stat: &Stat) -> bool {
     const MOMENT_S: i64 = 2;
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
-    metadata.ctime() > now - MOMENT_S
+    stat.st_ctime > now - MOMENT_S
 }
 
 fn copy_of_vdso() -> Option<OwnedFd> {
@@ -310,4 +355,113 @@ fn copy_of_vdso() -> Option<OwnedFd> {
     let mut copy = File::from(copy);
     copy.write_all(&bytes).ok()?;
     Some(copy.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::mem::MaybeUninit;
+    use std::os::unix::fs::{MetadataExt as _, symlink};
+    use std::path::PathBuf;
+
+    use rustix::fs::inotify;
+
+    use super::*;
+
+    /// A folder that goes with the test.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("spanflame-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _gone = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// A mapping of `path` at an address where nothing is mapped, so that only the path leads on.
+    fn mapping(path: impl Into<OsString>, metadata: &std::fs::Metadata) -> Mapping {
+        let file = FileId {
+            device_major: rustix::fs::major(metadata.dev()),
+            device_minor: rustix::fs::minor(metadata.dev()),
+            inode: metadata.ino(),
+            generation: 0,
+        };
+        let (start, end) = (VirtualAddress(0x1000), VirtualAddress(0x2000));
+        Mapping { start, end, file_offset: FileOffset(0), file, path: path.into() }
+    }
+
+    fn is_opened(mapping: &Mapping) -> bool {
+        matches!(open(Pid(std::process::id()), mapping), Opened::File(_))
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_never_opened() {
+        let scratch = Scratch::new("devices");
+        let (fifo, link) = (scratch.0.join("fifo"), scratch.0.join("link"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RUSR | Mode::WUSR).unwrap();
+        symlink(&fifo, &link).unwrap();
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+        inotify::add_watch(&watch, &fifo, inotify::WatchFlags::OPEN).unwrap();
+        let metadata = std::fs::metadata(&fifo).unwrap();
+        assert!(!is_opened(&mapping(&fifo, &metadata)));
+        assert!(!is_opened(&mapping(&link, &metadata)));
+        let mut space = [MaybeUninit::uninit(); 512];
+        let mut events = inotify::Reader::new(&watch, &mut space);
+        assert!(matches!(events.next(), Err(rustix::io::Errno::WOULDBLOCK)), "the FIFO was opened");
+    }
+
+    #[test]
+    fn a_path_leads_to_the_file_that_was_mapped_or_to_none() {
+        // Not made just now, and not reached through a link.
+        let path = std::fs::canonicalize("/bin/sh").unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        assert!(is_opened(&mapping(&path, &metadata)));
+        let mut other = mapping(&path, &metadata);
+        other.file.inode += 1;
+        assert!(!is_opened(&other), "another inode");
+        let mut other = mapping(&path, &metadata);
+        (other.file.device_major, other.file.device_minor) = (0xfff, 0xfffff);
+        let comparable = rustix::fs::major(metadata.dev()) != 0;
+        assert_eq!(is_opened(&other), !comparable, "another device");
+        assert!(!is_opened(&mapping("relative", &metadata)));
+    }
+
+    #[test]
+    fn no_link_leads_out_of_a_root() {
+        let scratch = Scratch::new("root");
+        let path = std::fs::canonicalize("/bin/sh").unwrap();
+        let metadata = std::fs::metadata(&path).unwrap();
+        for (name, target) in [("absolute", path.as_path()), ("folder", Path::new("/"))] {
+            symlink(target, scratch.0.join(name)).unwrap();
+        }
+        let root = scratch.0.to_str().unwrap();
+        let through = format!("/folder{}", path.display());
+        let up = format!("/{}{}", "../".repeat(40), path.display());
+        for inside in ["/absolute", &through, &up] {
+            assert!(find_in(root, &mapping(inside, &metadata)).is_none(), "{inside}");
+        }
+        assert!(find_in("/", &mapping(&path, &metadata)).is_some());
+    }
+
+    #[test]
+    fn a_mapped_file_is_found_by_its_mapping_whatever_its_path() {
+        let us = Pid(std::process::id());
+        let Some(mut mapping) = proc_fs::executable_mappings(us).unwrap().into_iter().find(|one| one.file.inode != 0)
+        else {
+            panic!("the test itself is mapped");
+        };
+        if File::open(format!("/proc/{us}/map_files/{:x}-{:x}", mapping.start.0, mapping.end.0)).is_err() {
+            println!("skipped: map_files needs CAP_CHECKPOINT_RESTORE");
+            return;
+        }
+        mapping.path = "/nowhere".into();
+        assert!(is_opened(&mapping));
+    }
 }
