@@ -25,7 +25,8 @@ pub(crate) fn run() -> Result<()> {
     let folded = root.join("target/demo.folded");
     let outputs = [root.join("flame.svg"), root.join("profile.pb.gz"), folded.clone()];
     println!("1. What is needed here");
-    if let Elevation::Impossible(reason) = shell::elevation(WHY_ROOT) {
+    let how = shell::elevation(WHY_ROOT);
+    if let Elevation::Impossible(reason) = how {
         let build = shell::display(&shell::cargo(&BUILD));
         let record = shell::display(profile(&mut Command::new(profiler()), &outputs));
         bail!(
@@ -36,8 +37,10 @@ pub(crate) fn run() -> Result<()> {
     println!("2. Building the profiler and the program to profile (release)");
     shell::run(&mut shell::cargo(&BUILD))?;
     println!("3. Profiling `spanflame-demo` for 5 seconds");
-    shell::run(profile(&mut shell::as_root(profiler(), WHY_ROOT)?, &outputs))?;
-    give_back(&outputs)?;
+    shell::run(profile(&mut how.command(profiler()), &outputs))?;
+    if how == Elevation::Sudo {
+        give_back(&outputs)?;
+    }
     let text = fs::read_to_string(&folded).with_context(|| format!("reading {}", folded.display()))?;
     print_hottest(&text)?;
     println!("\nflame graph: {}\npprof:       {}", outputs[0].display(), outputs[1].display());
@@ -60,13 +63,9 @@ fn profile<'c>(profiler: &'c mut Command, outputs: &[PathBuf]) -> &'c mut Comman
 
 /// What root wrote through sudo belongs to the user who asked.
 fn give_back(files: &[PathBuf]) -> Result<()> {
-    let why = "to give you the files";
-    if shell::elevation(why) != Elevation::Sudo {
-        return Ok(());
-    }
     let id = |which| shell::output(Command::new("id").arg(which));
     let owner = format!("{}:{}", id("-u")?.trim(), id("-g")?.trim());
-    shell::run(Command::new("sudo").args(["--", "chown", &owner]).args(files))
+    shell::run(Elevation::Sudo.command("chown").arg(owner).args(files))
 }
 
 fn print_hottest(text: &str) -> Result<()> {

@@ -172,13 +172,16 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     if shell::find("apt-get").is_none() {
         bail!("this is no Debian or Ubuntu: install the equals of these Debian packages: {}", packages.join(" "));
     }
-    if let Elevation::Impossible(reason) = shell::elevation(WHY_ROOT) {
+    let how = shell::elevation(WHY_ROOT);
+    if let Elevation::Impossible(reason) = how {
         bail!("root is needed {WHY_ROOT}, and {reason}. Run this as root, then repeat:\n    {by_hand}");
     }
     let mut install = vec!["install", "--no-install-recommends", "-y"];
     install.extend(packages);
     for arguments in [vec!["update"], install] {
-        if let Err(error) = shell::run(&mut apt_get(&arguments)?) {
+        if let Err(error) =
+            shell::run(how.command("env").arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get").args(&arguments))
+        {
             bail!("{error:#}. By hand, as root:\n    {by_hand}");
         }
     }
@@ -193,12 +196,6 @@ fn by_hand(packages: &[&str]) -> String {
     } else {
         command
     }
-}
-
-fn apt_get(arguments: &[&str]) -> Result<Command> {
-    let mut command = shell::as_root("env", WHY_ROOT)?;
-    command.arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get").args(arguments);
-    Ok(command)
 }
 
 #[cfg(test)]

@@ -46,7 +46,11 @@ pub(crate) fn display(command: &Command) -> String {
 fn quote(word: &OsStr) -> String {
     let word = word.to_string_lossy();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.into_owned() } else { format!("'{word}'") }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Says what is run, runs it with the terminal, fails when it fails.
@@ -110,6 +114,18 @@ pub(crate) enum Elevation {
     Impossible(&'static str),
 }
 
+impl Elevation {
+    /// The command as root, if that is possible.
+    pub(crate) fn command(self, program: impl AsRef<OsStr>) -> Command {
+        if self != Self::Sudo {
+            return Command::new(program);
+        }
+        let mut command = Command::new("sudo");
+        command.arg("--").arg(program);
+        command
+    }
+}
+
 /// How a command becomes root here; `why` completes the sentence "root is needed …". Where there is
 /// a sudo, it is tried, which may ask for a password.
 pub(crate) fn elevation(why: &str) -> Elevation {
@@ -135,13 +151,8 @@ fn choose(is_root: bool, has_sudo: bool, sudo_allows: impl FnOnce() -> bool) -> 
 /// The command as root; `why` completes the sentence "root is needed …".
 pub(crate) fn as_root(program: impl AsRef<OsStr>, why: &str) -> Result<Command> {
     match elevation(why) {
-        Elevation::None => Ok(Command::new(program)),
-        Elevation::Sudo => {
-            let mut command = Command::new("sudo");
-            command.arg("--").arg(program);
-            Ok(command)
-        }
         Elevation::Impossible(reason) => bail!("root is needed {why}, and {reason}: run this command as root"),
+        how => Ok(how.command(program)),
     }
 }
 
@@ -169,6 +180,7 @@ mod tests {
     fn displayed_commands_can_be_pasted() {
         let mut command = Command::new("qemu");
         command.args(["-append", "console=ttyS0 quiet", "-m", "1024", ""]);
+        assert_eq!(display(Command::new("echo").arg("it's")), r"echo 'it'\''s'");
         assert_eq!(display(&command), "qemu -append 'console=ttyS0 quiet' -m 1024 ''");
     }
 

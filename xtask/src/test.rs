@@ -87,7 +87,7 @@ fn local() -> Outcome {
         Elevation::None => {}
         Elevation::Sudo => {
             let path = shell::search_path();
-            cargo.arg("--config").arg(format!("target.'cfg(all())'.runner={}", sudo(&path.to_string_lossy())));
+            cargo.arg("--config").arg(format!(r#"target."cfg(all())".runner={}"#, sudo(&path.to_string_lossy())));
         }
         Elevation::Impossible(reason) => return Outcome::SkippedUnexpectedly(reason.to_owned()),
     }
