@@ -15,6 +15,16 @@ const SECTION_HEADER_BYTES: usize = 64;
 /// Program headers, or section headers, in one file: what their 16-bit counts can state. Files with
 /// the extended numbering beyond it are refused.
 const MAX_HEADERS: u64 = 65_535;
+/// Segments that are loaded (`PT_LOAD`), in one file. Real ones have a dozen at most, and each frame of
+/// a stack may ask for the one that it is in.
+pub const MAX_SEGMENTS: usize = 256;
+/// `PT_NOTE` headers in which the build id is looked for. It is in the first or second.
+const MAX_NOTES: usize = 16;
+/// Tables of the kind of `.plt` in one file: the code beyond is like other code without CFI. Linkers
+/// make three or four.
+const MAX_PLTS: usize = 64;
+/// Bytes of a section's name that are compared.
+const NAME_BYTES: usize = 16;
 /// The names of all sections together. Executables have a few dozen.
 const MAX_NAMES_BYTES: u64 = 1 << 20;
 /// The notes of one `PT_NOTE`; those of core files are longer, and no business of ours.
@@ -24,7 +34,10 @@ const MAX_BUILD_ID_BYTES: usize = 64;
 /// All executable segments together: beyond any program, and it bounds the number of parts.
 const MAX_EXECUTABLE_BYTES: u64 = 64 << 30;
 
+/// `e_type` of a program with a fixed address.
+const ET_EXEC: u16 = 2;
 const PT_LOAD: u32 = 1;
+const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const PF_X: u32 = 1;
@@ -52,10 +65,13 @@ pub(crate) struct Elf {
     pub(crate) eh_frame_hdr: Option<Svma>,
     pub(crate) eh_frame: Option<Section>,
     pub(crate) debug_frame: Option<Section>,
-    /// `.plt`, `.plt.got`, `.plt.sec`, ...: sorted by address.
+    /// `.plt`, `.plt.got`, `.plt.sec`, ...: at most [`MAX_PLTS`], sorted by address; none overlap.
     pub(crate) plts: Vec<Section>,
-    /// Where a program begins (`e_entry`); 0 when it is none.
+    /// `e_entry`, where programs begin; libraries have 0 there or some address.
     pub(crate) entry: Svma,
+    /// Said to be a program, by its type or by naming its loader. Programs that need no loader and have
+    /// no fixed address do not say so, and neither do loaders.
+    pub(crate) is_program: bool,
     /// The address of `.text`, which pointers in CFI may be relative to; 0 when it is not known.
     pub(crate) text: Svma,
     /// Section headers or names are stated, but can't be read.
@@ -78,6 +94,7 @@ impl Elf {
             debug_frame: None,
             plts: Vec::new(),
             entry: header.entry,
+            is_program: header.is_program,
             text: Svma(0),
             sections_unreadable: false,
         };
@@ -91,12 +108,19 @@ impl Elf {
         let count = u64::from(header.program_headers);
         let length = count * PROGRAM_HEADER_BYTES as u64;
         let table = read_bytes(file, "the program headers", header.program_headers_at, length, length)?;
+        let mut notes_left = MAX_NOTES;
         for bytes in table.chunks_exact(PROGRAM_HEADER_BYTES) {
             let Some((kind, segment)) = program_header(bytes) else { break };
             match kind {
+                PT_LOAD if self.segments.len() == MAX_SEGMENTS => {
+                    let (value, limit) = (MAX_SEGMENTS as u64 + 1, MAX_SEGMENTS as u64);
+                    return Err(BuildError::TooMany { what: "the number of loaded segments", value, limit });
+                }
                 PT_LOAD => self.segments.push(segment),
+                PT_INTERP => self.is_program = true,
                 PT_GNU_EH_FRAME => self.eh_frame_hdr = Some(segment.svma),
-                PT_NOTE if self.build_id.is_none() && segment.file_size_bytes <= MAX_NOTES_BYTES => {
+                PT_NOTE if self.build_id.is_none() && notes_left > 0 && segment.file_size_bytes <= MAX_NOTES_BYTES => {
+                    notes_left -= 1;
                     let align = u64_at(bytes, 48).unwrap_or(4);
                     let length = segment.file_size_bytes;
                     let notes = read_bytes(file, "the notes", segment.file_offset, length, MAX_NOTES_BYTES)?;
@@ -132,6 +156,15 @@ impl Elf {
             }
         }
         self.plts.sort_by_key(|section| section.svma);
+        let mut free_from = 0;
+        self.plts.retain(|section| {
+            let apart = section.svma.0 >= free_from;
+            if apart {
+                free_from = section.svma.0.saturating_add(section.size_bytes);
+            }
+            apart
+        });
+        self.plts.truncate(MAX_PLTS);
         Ok(())
     }
 
@@ -149,6 +182,7 @@ impl Elf {
 
 struct Header {
     arch: Arch,
+    is_program: bool,
     entry: Svma,
     program_headers_at: FileOffset,
     program_headers: u16,
@@ -178,6 +212,7 @@ impl Header {
         let sections_known = usize::from(u16_at(bytes, 58)?) == SECTION_HEADER_BYTES;
         let header = Self {
             arch,
+            is_program: u16_at(bytes, 16)? == ET_EXEC,
             entry: Svma(u64_at(bytes, 24)?),
             program_headers_at: FileOffset(u64_at(bytes, 32)?),
             program_headers: u16_at(bytes, 56)?,
@@ -220,9 +255,10 @@ fn section_header(bytes: &[u8]) -> Option<(u32, u32, Section)> {
     Some((u32_at(bytes, 0)?, u32_at(bytes, 4)?, section))
 }
 
-/// The NUL-terminated name at `at`, empty when there is none.
+/// The NUL-terminated name at `at`, empty when there is none; its first [`NAME_BYTES`] bytes.
 fn name_at(names: &[u8], at: u32) -> &[u8] {
     let name = usize::try_from(at).ok().and_then(|at| names.get(at..)).unwrap_or_default();
+    let name = name.get(..NAME_BYTES).unwrap_or(name);
     name.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 

@@ -14,6 +14,7 @@ mod bare;
 mod bytes;
 mod cfi;
 mod elf;
+mod entry;
 mod error;
 mod expression;
 mod functions;
@@ -27,6 +28,7 @@ mod table;
 mod tiles;
 mod x86_64;
 
+pub use elf::MAX_SEGMENTS;
 pub use error::{BuildError, ReadError};
 pub use functions::function_starts;
 pub use profiler_common::step::*;

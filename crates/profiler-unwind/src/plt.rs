@@ -37,40 +37,53 @@ pub(crate) fn cover_entries(
     Ok(())
 }
 
-/// Covers up to `until`, which lies in `plt` as does what is not covered yet, where no CFI does.
-pub(crate) fn cover_without_cfi(
-    tiles: &mut Tiles,
-    until: u64,
-    file: &impl ReadAt,
-    elf: &Elf,
-    plt: &Section,
-) -> Result<(), BuildError> {
-    let what = "the start of a .plt section";
-    let length = plt.size_bytes.min(PROBE_BYTES);
-    let code = match elf.in_file(plt.svma) {
-        Some((offset, left)) => read_bytes(file, what, offset, length.min(left), PROBE_BYTES)?,
-        None => Vec::new(),
-    };
-    let until_byte = |byte: u64| plt.svma.0.saturating_add(byte).min(until);
-    match elf.arch {
-        Arch::Aarch64 => {
-            let in_lr = |offset_by_8| Rule::aarch64(RA_IN_LR, 0, offset_by_8);
-            if let Some(push_at) = aarch64_push(&code) {
-                tiles.cover(until_byte(push_at + 4), in_lr(0))?;
-                tiles.cover(until_byte(PROBE_BYTES), in_lr(2))?;
+/// A table, with as much of its code as says how it is made.
+pub(crate) struct Plt {
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    code: Vec<u8>,
+}
+
+impl Plt {
+    /// The tables of a file, in the order of addresses. What of them can't be read counts as empty.
+    pub(crate) fn read_all(file: &impl ReadAt, elf: &Elf) -> Vec<Self> {
+        let read = |plt: &Section| {
+            let (offset, left) = elf.in_file(plt.svma)?;
+            let length = plt.size_bytes.min(PROBE_BYTES).min(left);
+            read_bytes(file, "the start of a .plt section", offset, length, PROBE_BYTES).ok()
+        };
+        let table = |plt: &Section| Self {
+            start: plt.svma.0,
+            end: plt.svma.0.saturating_add(plt.size_bytes),
+            code: read(plt).unwrap_or_default(),
+        };
+        elf.plts.iter().map(table).collect()
+    }
+
+    /// Covers this table up to `until`, from where `tiles` end, where no CFI does.
+    pub(crate) fn cover(&self, tiles: &mut Tiles, until: u64, arch: Arch) -> Result<(), BuildError> {
+        let until = until.min(self.end);
+        let until_byte = |byte: u64| self.start.saturating_add(byte).min(until);
+        match arch {
+            Arch::Aarch64 => {
+                let in_lr = |offset_by_8| Rule::aarch64(RA_IN_LR, 0, offset_by_8);
+                if let Some(push_at) = aarch64_push(&self.code) {
+                    tiles.cover(until_byte(push_at + 4), in_lr(0))?;
+                    tiles.cover(until_byte(PROBE_BYTES), in_lr(2))?;
+                }
+                tiles.cover(until, in_lr(0))
             }
-            tiles.cover(until, in_lr(0))
-        }
-        Arch::X86_64 => {
-            let words_pushed = |words| Rule::x86_64(0, 0, words);
-            // The header: `push GOT+8(%rip)`, 6 bytes. Who jumps to it has pushed an index.
-            if code.starts_with(&[0xff, 0x35]) {
-                tiles.cover(until_byte(6), words_pushed(2))?;
-                tiles.cover(until_byte(ENTRY_BYTES), words_pushed(3))?;
-            }
-            match code.get(16..).and_then(x86_64_pushed_from) {
-                Some(pushed_from) => cover_entries(tiles, until, pushed_from, [words_pushed(1), words_pushed(2)]),
-                None => tiles.cover(until, words_pushed(1)),
+            Arch::X86_64 => {
+                let words_pushed = |words| Rule::x86_64(0, 0, words);
+                // The header: `push GOT+8(%rip)`, 6 bytes. Who jumps to it has pushed an index.
+                if self.code.starts_with(&[0xff, 0x35]) {
+                    tiles.cover(until_byte(6), words_pushed(2))?;
+                    tiles.cover(until_byte(ENTRY_BYTES), words_pushed(3))?;
+                }
+                match self.code.get(16..).and_then(x86_64_pushed_from) {
+                    Some(pushed_from) => cover_entries(tiles, until, pushed_from, [words_pushed(1), words_pushed(2)]),
+                    None => tiles.cover(until, words_pushed(1)),
+                }
             }
         }
     }

@@ -3,8 +3,9 @@
 use crate::bare;
 use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_frame, eh_frame};
 use crate::elf::Elf;
+use crate::entry;
 use crate::error::BuildError;
-use crate::plt;
+use crate::plt::{self, Plt};
 use crate::read::{ReadAt, read_bytes};
 use crate::section::{self, Loaded};
 use crate::segment::{Arch, Segment};
@@ -12,13 +13,10 @@ use crate::spans::{self, Span};
 use crate::tiles::Tiles;
 use profiler_common::address::Svma;
 use profiler_common::row::{Row, Rule};
+use std::ops::Range;
 
 /// Code is aligned to this many bytes. A shorter hole up to such an address is padding.
 const CODE_ALIGNMENT: u64 = 16;
-
-/// Bytes from the entry point on that belong to it, where no CFI says so: musl's `_start` has 22,
-/// that of glibc's loader 61.
-const ENTRY_BYTES: u64 = 64;
 
 /// How to unwind the addresses `[start, end)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,9 +120,12 @@ pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
     let elf = Elf::read(file)?;
     let eh_frame_bytes = section::read_eh_frame(file, &elf)?;
     let debug_frame_bytes = section::read_debug_frame(file, &elf)?;
+    let plts = Plt::read_all(file, &elf);
     let mut builder = Builder {
         file,
         elf: &elf,
+        plts: &plts,
+        entry: beginning(file, &elf),
         tiles: Tiles::new(),
         problems: Problems::default(),
         bare_left_bytes: bare::BUDGET_BYTES,
@@ -164,6 +165,15 @@ pub fn lookup(table: &UnwindTable, svma: Svma) -> Option<Rule> {
     part.rows.get(after.checked_sub(1)?).map(|row| row.rule())
 }
 
+/// Where a program begins, if one does in this file and can be read.
+fn beginning(file: &impl ReadAt, elf: &Elf) -> Range<u64> {
+    let start = elf.entry.0;
+    let Some((offset, left)) = elf.in_file(elf.entry).filter(|_| start != 0) else { return 0..0 };
+    let code = read_bytes(file, "the entry point", offset, left.min(entry::MOST_BYTES), entry::MOST_BYTES);
+    let length = entry::length(elf.arch, elf.is_program, &code.unwrap_or_default());
+    start..start.saturating_add(length as u64)
+}
+
 /// The sections that [`Span::entry`] can name.
 struct Sources<'a> {
     eh_frame: CallFrames<'a, gimli::EhFrame<crate::expression::Reader<'a>>>,
@@ -173,6 +183,9 @@ struct Sources<'a> {
 struct Builder<'a, F> {
     file: &'a F,
     elf: &'a Elf,
+    plts: &'a [Plt],
+    /// Where a program begins.
+    entry: Range<u64>,
     tiles: Tiles,
     problems: Problems,
     /// Bytes of code without CFI that may still be read.
@@ -248,22 +261,21 @@ impl<F: ReadAt> Builder<'_, F> {
         {
             return self.tiles.cover(until, rule);
         }
-        let elf = self.elf;
-        let first = elf.plts.partition_point(|plt| plt.svma.0.saturating_add(plt.size_bytes) <= start);
-        for plt in elf.plts.iter().skip(first).take_while(|plt| plt.svma.0 < until) {
-            self.cover_unknown(plt.svma.0.min(until))?;
-            let end = plt.svma.0.saturating_add(plt.size_bytes).min(until);
-            plt::cover_without_cfi(&mut self.tiles, end, self.file, elf, plt)?;
+        let (plts, arch) = (self.plts, self.elf.arch);
+        let first = plts.partition_point(|plt| plt.end <= start);
+        for plt in plts.iter().skip(first).take_while(|plt| plt.start < until) {
+            self.cover_unknown(plt.start)?;
+            plt.cover(&mut self.tiles, until, arch)?;
         }
         self.cover_unknown(until)
     }
 
     /// Covers up to `until`, code without CFI. Where a program begins is the end of its stacks.
     fn cover_unknown(&mut self, until: u64) -> Result<(), BuildError> {
-        let entry = self.elf.entry.0;
-        if entry != 0 && (self.tiles.covered_to()..until).contains(&entry) {
-            self.cover_nameless(entry)?;
-            self.tiles.cover(entry.saturating_add(ENTRY_BYTES).min(until), Rule::END)?;
+        let Range { start, end } = self.entry;
+        if start < end && (self.tiles.covered_to()..until).contains(&start) {
+            self.cover_nameless(start)?;
+            self.tiles.cover(end.min(until), Rule::END)?;
         }
         self.cover_nameless(until)
     }

@@ -371,3 +371,24 @@ fn functions_start_where_their_fdes_do() {
     assert_eq!(profiler_unwind::function_starts(&bytes, &addresses).unwrap(), starts);
     assert_eq!(profiler_unwind::function_starts(&bytes, &[Svma(0), Svma(u64::MAX)]).unwrap(), [None, None]);
 }
+
+/// The bytes from the entry point on that end stacks.
+#[test]
+fn loaders_begin_at_their_entry_points_and_libraries_do_not() {
+    for (path, length) in [
+        ("/lib64/ld-linux-x86-64.so.2", 61),
+        ("/lib/ld-musl-x86_64.so.1", 22),
+        // Of a linker that stated the start of its code.
+        ("/usr/lib/x86_64-linux-gnu/libXau.so.6", 0),
+    ] {
+        let Ok(bytes) = std::fs::read(path) else {
+            println!("skipped {path}: not on this machine");
+            continue;
+        };
+        let table = build(&bytes).unwrap();
+        let entry = object::File::parse(&*bytes).unwrap().entry();
+        assert_ne!(entry, 0, "{path}");
+        let ended = (0..128).take_while(|at| lookup(&table, Svma(entry + at)) == Some(Rule::END)).count();
+        assert_eq!(ended, length, "{path}");
+    }
+}

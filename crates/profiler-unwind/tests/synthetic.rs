@@ -8,7 +8,8 @@ use profiler_common::address::{FileOffset, Svma};
 use profiler_common::row::{
     BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule, SLOT_FP_UNKNOWN,
 };
-use profiler_unwind::{Arch, BuildError, Problems, UnwindTable, build, lookup};
+use profiler_unwind::{Arch, BuildError, MAX_SEGMENTS, Problems, ReadAt, ReadError, UnwindTable, build, lookup};
+use std::cell::Cell;
 use synthetic_elf::{AARCH64, AARCH64_INITIAL, CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
 /// Code that says nothing of its frames.
@@ -355,9 +356,64 @@ fn the_beginnings_of_programs_and_threads_end_stacks() {
     file.code[96..104].copy_from_slice(&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05]);
     let thread = [(95, Rule::END), (104, GUESS)];
     assert_eq!(rows(&table(&file)), [&[(0, GUESS)], &thread[..]].concat());
+    // A call, and another function right behind it.
     file.entry = CODE + 16;
-    let expected = [&[(0, GUESS), (16, Rule::END), (80, GUESS)], &thread[..]].concat();
+    file.code[33] = 0xe8;
+    file.code[38..42].copy_from_slice(&[0x55, 0x48, 0x89, 0xe5]);
+    let behind = [(38, x86(0, 0, 1)), (39, x86(0, 2, 2)), (42, Rule::X86_64_FRAME_POINTER)];
+    file.program = true;
+    let thread = [(95, Rule::END), (104, Rule::X86_64_FRAME_POINTER)];
+    let expected = [&[(0, GUESS), (16, Rule::END)], &behind[..], &thread].concat();
     assert_eq!(rows(&table(&file)), expected);
+    // A library whose linker stated the start of its code.
+    file.program = false;
+    assert_eq!(rows(&table(&file)), [&[(0, GUESS)], &behind[..], &thread].concat());
+}
+
+#[test]
+fn plts_that_overlap_count_once_and_as_many_as_linkers_make() {
+    let plain = x86(0, 0, 1);
+    let mut file = ElfFile::new(X86_64, 0x2000).code_section(".plt", 16, 32).code_section(".plt.got", 32, 64);
+    file = file.code_section(".plt.sec", 64, 16);
+    assert_eq!(rows(&table(&file)), [(0, GUESS), (16, plain), (48, GUESS), (64, plain), (80, GUESS)]);
+    let mut file = ElfFile::new(X86_64, 0x2000);
+    for index in 0..70 {
+        file = file.code_section(".plt.x", index * 32, 16);
+    }
+    assert_eq!(rows(&table(&file)).len(), 64 * 2);
+}
+
+/// Each `.plt.x` used to be read again for every hole in the call frame information.
+#[test]
+fn nested_plts_cost_no_more_than_one() {
+    let mut cfi = Cfi::eh_frame().cie("", 16, X86_64_INITIAL);
+    for start in 0..4000 {
+        cfi = cfi.fde(start * 32, 1, &[]);
+    }
+    let mut file = ElfFile::new(X86_64, 4000 * 32).cfi(&cfi);
+    for index in 0..10_000 {
+        file = file.code_section(".plt.x", index % 16, 4000 * 32 - 16);
+    }
+    let bytes = Counted { bytes: file.bytes(), reads: Cell::new(0) };
+    build(&bytes).unwrap();
+    assert!(bytes.reads.get() < 1000, "{} reads", bytes.reads.get());
+}
+
+/// A file that counts how often it is read.
+struct Counted {
+    bytes: Vec<u8>,
+    reads: Cell<u64>,
+}
+
+impl ReadAt for Counted {
+    fn size_bytes(&self) -> u64 {
+        self.bytes.size_bytes()
+    }
+
+    fn read_at(&self, offset: FileOffset, buffer: &mut [u8]) -> Result<(), ReadError> {
+        self.reads.set(self.reads.get() + 1);
+        self.bytes.read_at(offset, buffer)
+    }
 }
 
 #[test]
@@ -484,4 +540,15 @@ fn what_is_no_such_file_is_refused_with_its_reason() {
     assert!(matches!(refused(&|file| file[56..58].fill(0xff)), BuildError::TooMany { .. }));
     assert!(matches!(refused(&|file| file[64 + 40..64 + 48].fill(0xff)), BuildError::Segments { .. }), "memory size");
     assert!(matches!(refused(&|file| file[64 + 45] = 1), BuildError::TooMany { .. }), "1 TiB of code");
+    let with_segments = |count: usize| {
+        let (mut bytes, headers_at) = (file.clone(), file.len() as u64);
+        let empty = [&[1, 0, 0, 0][..], &[0; 12], &(CODE + 64).to_le_bytes(), &[0; 32]].concat();
+        bytes.extend(&file[64..120]);
+        bytes.extend(empty.repeat(count - 1));
+        bytes[32..40].copy_from_slice(&headers_at.to_le_bytes());
+        bytes[56..58].copy_from_slice(&(count as u16).to_le_bytes());
+        build(&bytes)
+    };
+    assert_eq!(with_segments(MAX_SEGMENTS).unwrap().segments.len(), MAX_SEGMENTS);
+    assert!(matches!(with_segments(MAX_SEGMENTS + 1), Err(BuildError::TooMany { .. })));
 }

@@ -3,14 +3,12 @@
 use profiler_common::address::{FileOffset, Svma};
 use profiler_common::limits::MAX_SEARCHED;
 use profiler_common::row::Row;
-use profiler_unwind::{Arch, Part, Problems, Segment, UnwindTable};
+use profiler_unwind::{Arch, MAX_SEGMENTS, Part, Problems, Segment, UnwindTable};
 
 use super::message::{MAX_REPLY_BYTES, Reader, Writer};
 
 /// Bytes of a build id, at most: the longest hash in use, SHA-512, has 64.
 const MAX_BUILD_ID_BYTES: usize = 64;
-/// Loaded segments, at most: `e_phnum` has 16 bits.
-const MAX_SEGMENTS: usize = u16::MAX as usize;
 /// Parts, at most: each takes 28 bytes.
 const MAX_PARTS: usize = MAX_REPLY_BYTES / 28;
 
@@ -154,7 +152,12 @@ mod tests {
             assert!(decode(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
         }
         assert!(decode(&[bytes, vec![0]].concat()).is_err());
-        let spoilt: [fn(&mut UnwindTable); 9] = [
+        let spoilt: [fn(&mut UnwindTable); 10] = [
+            |table| {
+                let empty =
+                    |index| Segment { svma: Svma(0x50_0000 + index), memory_size_bytes: 0, ..table.segments[0] };
+                table.segments = (0..=MAX_SEGMENTS as u64).map(empty).collect();
+            },
             |table| table.parts.swap(0, 1),
             |table| table.parts[1].start = Svma(0x40_1fff),
             |table| table.parts[0].rows.clear(),

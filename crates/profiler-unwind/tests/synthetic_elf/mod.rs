@@ -112,8 +112,10 @@ impl Cfi {
 #[derive(Clone)]
 pub(crate) struct ElfFile {
     pub(crate) machine: u16,
-    /// The address where the program begins; 0 for a library.
+    /// `e_entry`; 0 for most libraries.
     pub(crate) entry: u64,
+    /// A program with a fixed address, by its type.
+    pub(crate) program: bool,
     pub(crate) code: Vec<u8>,
     pub(crate) notes: Vec<u8>,
     /// Name, offset into the code for sections of code, and contents for others.
@@ -131,7 +133,14 @@ pub(crate) enum SectionBody {
 impl ElfFile {
     /// A file with `code_bytes` bytes of code.
     pub(crate) fn new(machine: u16, code_bytes: usize) -> Self {
-        Self { machine, entry: 0, code: vec![0x90; code_bytes], notes: Vec::new(), sections: Vec::new() }
+        Self {
+            machine,
+            entry: 0,
+            program: false,
+            code: vec![0x90; code_bytes],
+            notes: Vec::new(),
+            sections: Vec::new(),
+        }
     }
 
     /// Adds `.eh_frame` or `.debug_frame`.
@@ -178,6 +187,7 @@ impl ElfFile {
         file[64..120].copy_from_slice(&program_header(1, 5, CODE_AT, CODE, code_bytes));
         file[120..176].copy_from_slice(&program_header(4, 4, notes_at, 0, self.notes.len() as u64));
         file[..64].copy_from_slice(&elf_header(self.machine, headers_at, headers.len() as u16));
+        file[16] = if self.program { 2 } else { 3 };
         file[24..32].copy_from_slice(&self.entry.to_le_bytes());
         file
     }
