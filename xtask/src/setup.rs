@@ -82,7 +82,7 @@ const PACKAGES: &[Package] = &[
     // Newer kernels' modules are compressed.
     Package { name: "xz-utils", probe: Program("xz"), purposes: &[Test, Vm] },
     // bpf-linker links to LLVM, which must be the one that the nightly was built with.
-    Package { name: LLVM, probe: File("/usr/lib/llvm-22/bin/llvm-config"), purposes: &[Ebpf] },
+    Package { name: LLVM, probe: File("/usr/include/llvm-c-22/llvm-c/Core.h"), purposes: &[Ebpf] },
     Package { name: "libzstd-dev", probe: File("/usr/include/zstd.h"), purposes: &[Ebpf] },
 ];
 

@@ -61,7 +61,8 @@ impl Toolchain {
 pub(super) fn find(versions: &Versions) -> Result<Toolchain> {
     for name in nightlies()? {
         if rustc_version(&name)? == versions.rustc {
-            let found = with_linker(name).context("(`cargo xtask setup --for ebpf` completes it)")?;
+            let found =
+                with_linker(name).context("no complete toolchain (`cargo xtask setup --for ebpf` installs it)")?;
             if found.versions != *versions {
                 bail!("the manifest names {versions}; here is {}", found.versions);
             }
