@@ -6,6 +6,7 @@
 //! sideband -> Tracker -> wanted tables -> worker -> Tracker -> kernel maps
 //! ```
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::io;
 use std::path::Path;
@@ -34,8 +35,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// Requests that the worker for tables has at once: one in work, one at hand.
 const TABLES_IN_FLIGHT: usize = 2;
 
-/// How long after its time stamp a sideband record is in its ring for sure: it is written
-/// microseconds later, with interrupts off; a virtual CPU may be stopped in between.
+/// How long after its time stamp a sideband record is in its ring, as a rule: it is written
+/// microseconds later, but an interrupt may come in between, and a virtual CPU may be stopped. What
+/// comes later still is applied and counted (`sideband_late`).
 const SETTLE_NS: u64 = 5_000_000;
 
 /// How often what is no longer needed is given back.
@@ -128,6 +130,11 @@ impl Session {
         self.counters.total(Counter::SamplesDelivered).unwrap_or(0)
     }
 
+    /// The children that are ours to wait for.
+    pub(crate) fn workers(&self) -> [Option<Pid>; 2] {
+        [&self.tables_worker, &self.symbols_worker].map(|worker| worker.child_id().map(Pid))
+    }
+
     /// Whether all processes of interest have ended.
     pub(crate) fn all_ended(&self) -> bool {
         self.tracker.all_ended()
@@ -169,7 +176,7 @@ impl Session {
         }
         self.sideband.drain(&mut self.events);
         self.tracker.apply(&mut self.events, settled);
-        self.settled = settled;
+        self.settled = self.tracker.known_up_to();
         self.request_tables();
     }
 
@@ -179,14 +186,26 @@ impl Session {
         self.settle();
         if now.0.saturating_sub(self.tidied.0) >= TIDY_NS {
             self.tidied = now;
-            self.tracker.tidy(now);
+            self.tracker.tidy(now, self.waiting.oldest().unwrap_or(self.settled).min(self.settled));
         }
-        symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker, &mut self.counts);
+        symbols::request(&mut self.aggregator, &mut self.symbols_worker);
     }
 
     fn settle(&mut self) {
         let Self { waiting, tracker, aggregator, counts, settled, .. } = self;
-        let needed = waiting.settle(*settled, tracker, counts, |sample| aggregator.add(&sample, tracker));
+        let mut refused = HashSet::new();
+        let needed = waiting.settle(*settled, tracker, counts, |sample| {
+            if tracker.is_refused(sample.header.pid) {
+                refused.insert(sample.header.pid);
+            }
+            aggregator.add(&sample, tracker);
+        });
+        for pid in refused {
+            self.counts.note(format!(
+                "process {pid} could not be looked at, so its stacks are cut: /proc/{pid}/maps was refused. Run as \
+                 root, or with CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE"
+            ));
+        }
         for file in needed {
             self.tracker.demand(file);
         }
@@ -213,6 +232,7 @@ impl Session {
             Reply::Symbols { key, result } => {
                 let path = self.tracker.executable(key).map_or("", |executable| executable.path.as_str());
                 symbols::answered(&mut self.aggregator, &mut self.counts, (key, path), result);
+                symbols::request(&mut self.aggregator, &mut self.symbols_worker);
             }
         }
     }
@@ -230,13 +250,15 @@ impl Session {
         while self.waiting.needs_tables() && Instant::now() < deadline {
             self.run_until(tokio::time::sleep(TICK)).await;
         }
+        self.tracker.catch_up();
         let Self { waiting, tracker, aggregator, counts, .. } = &mut self;
         waiting.give_up(tracker, counts, |sample| aggregator.add(&sample, tracker));
-        symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker, &mut self.counts);
+        symbols::request(&mut self.aggregator, &mut self.symbols_worker);
         while self.symbols_worker.pending() > 0 && Instant::now() < deadline {
             let Ok(reply) = timeout_at(deadline, self.symbols_worker.next_reply()).await else { break };
             self.answered(reply);
         }
+        symbols::count_failed(&self.aggregator, &mut self.counts);
         if let Some(why) = symbols::name_kernel(&mut self.aggregator) {
             self.aggregator.profile.add_note(&format!("kernel functions have no names: {why}"));
         }
@@ -271,8 +293,12 @@ impl Session {
         }
         let written = profiler_model::Figures::of(&self.aggregator.profile).samples;
         let told = written + quality.samples_filtered() + quality.samples_lost();
-        if quality.samples_taken > told {
-            quality.lost.insert("lost_unaccounted".to_owned(), quality.samples_taken - told);
+        let unaccounted = [
+            (&mut quality.lost, Counter::LostUnaccounted, quality.samples_taken.saturating_sub(told)),
+            (&mut quality.errors, Counter::SurplusSamples, told.saturating_sub(quality.samples_taken)),
+        ];
+        for (section, counter, count) in unaccounted.into_iter().filter(|(_section, _counter, count)| *count > 0) {
+            section.insert(counter.name().to_owned(), count);
         }
         let restarts = self.tables_worker.restarts() + self.symbols_worker.restarts();
         if restarts > 0 {

@@ -74,6 +74,12 @@ impl Waiting {
         needed
     }
 
+    /// The time of the oldest sample that is not located yet.
+    pub(crate) fn oldest(&self) -> Option<MonotonicNs> {
+        let time = |record: &[u64]| Sample::decode(record).ok().map(|sample| sample.header.time);
+        self.for_table.iter().chain(&self.fresh).filter_map(|record| time(record)).min()
+    }
+
     /// Whether samples wait for a table.
     pub(crate) fn needs_tables(&self) -> bool {
         !self.for_table.is_empty()

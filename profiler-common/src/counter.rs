@@ -73,6 +73,12 @@ counters! {
     WaitingOverflow Event "waiting_overflow";
     /// Sideband records (mmap, exec, fork, exit) that the kernel dropped: /proc was read again.
     SidebandLost Event "sideband_lost";
+    /// Sideband records that came when later ones were applied: samples in between may miss a mapping.
+    SidebandLate Event "sideband_late";
+    /// Samples taken that nothing else tells of: a mistake of the profiler.
+    LostUnaccounted Lost "lost_unaccounted";
+    /// Samples written, filtered or lost that were not taken: counted twice, a mistake of the profiler.
+    SurplusSamples Event "surplus_samples";
     /// Executables that could not be opened or read.
     ExecutableUnreadable Event "executable_unreadable";
     /// Executables whose ELF or CFI is corrupt; what can be read of it is used.
@@ -81,9 +87,9 @@ counters! {
     ExecutableUnsupported Event "executable_unsupported";
     /// Executables without a table because the tables' memory is used up.
     TablesFull Event "tables_full";
-    /// Mappings of a process beyond the number of ranges that a process can have.
+    /// Processes with more mappings of code than are noted, or than fit into a range table.
     RangesTruncated Event "ranges_truncated";
-    /// Processes without a range table because the ranges' memory is used up.
+    /// Processes whose new range table found no room: the old one is used on.
     RangesFull Event "ranges_full";
     /// Restarts of a worker process that crashed, hung or used too much memory.
     WorkerRestarts Event "worker_restarts";

@@ -18,7 +18,7 @@ const RECORD_BYTES: u64 = SCRATCH_WORDS as u64 * 8;
 pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopReason) {
     let kernel_frames = walk.kernel_frames;
     let user_frames = walk.user_frames;
-    let flags = if kernel_frames > 0 { u64::from(FLAG_KERNEL_MODE) } else { 0 };
+    let flags = walk.kernel_mode * u64::from(FLAG_KERNEL_MODE);
     record[word::SHAPE] = shape_word(flags, stop as u64, kernel_frames, user_frames);
     record[word::CPU_GENERATION] |= u64::from(walk.process.generation) << 32;
     record[word::REGISTERS] = walk.registers.pc;

@@ -18,6 +18,8 @@ pub(crate) struct Walk {
     pub(crate) registers: Registers,
     /// Where the process's ranges are.
     pub(crate) process: ProcessEntry,
+    /// 1: the sample hit kernel mode.
+    pub(crate) kernel_mode: u64,
     /// Kernel frames in the record; the user frames follow them.
     pub(crate) kernel_frames: u64,
     /// User frames in the record.

@@ -35,7 +35,8 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     // program is not interrupted by another one (`bpf_prog_active`).
     let (record, walk) = unsafe { (&mut *record, &mut *walk) };
     write_header(record, pid_tgid);
-    walk.kernel_frames = kernel_stack(ctx, record);
+    walk.kernel_mode = u64::from(task::in_kernel_mode(ctx));
+    walk.kernel_frames = if walk.kernel_mode == 0 { 0 } else { kernel_stack(ctx, record) };
     walk.user_frames = 0;
     walk.runs = 0;
     walk.how = 0;
@@ -81,9 +82,6 @@ fn write_header(record: &mut [u64; SCRATCH_WORDS], pid_tgid: u64) {
 /// Puts the kernel stack into the record and returns its number of frames.
 #[inline(always)]
 fn kernel_stack(ctx: &PerfEventContext, record: &mut [u64; SCRATCH_WORDS]) -> u64 {
-    if !task::in_kernel_mode(ctx) {
-        return 0;
-    }
     const BYTES: u32 = (MAX_KERNEL_FRAMES * 8) as u32;
     let frames = (&raw mut record[HEADER_WORDS]).cast();
     // SAFETY: `BYTES` bytes behind the header of a record of `SCRATCH_WORDS` words.
@@ -117,6 +115,8 @@ fn start_walk(process: u32, walk: &mut Walk) -> StopReason {
     let [owner, length] = table_header(process, &walk.process);
     if chunk_word(ranges, at) != owner || chunk_word(ranges, at + 1) != length {
         count(Counter::StaleRangeTable);
+        // No state of the tables was used.
+        walk.process.generation = 0;
         return StopReason::NoTable;
     }
     StopReason::Complete

@@ -66,7 +66,9 @@ pub enum SidebandKind {
     },
     /// A thread ended.
     Exited,
-    /// The ring was full: so many records are missing.
+    /// The ring was (nearly) full, or damaged: from `time` on records of this CPU may be missing.
+    Gap,
+    /// So many records did not fit into the ring, which was found full before this was read.
     Lost {
         /// How many.
         count: u64,
@@ -89,6 +91,9 @@ pub struct SidebandEvent {
 /// Bytes of one CPU's ring, at most and at least; see the design's bound on all rings together.
 const MOST_RING_BYTES: usize = 512 << 10;
 const LEAST_RING_BYTES: usize = 32 << 10;
+/// A record is smaller than this: a mapping's has 64 bytes, a path of at most `PATH_MAX` bytes, and the
+/// trailer (`perf_event_mmap_event` in linux/kernel/events/core.c).
+const MOST_RECORD_BYTES: u64 = 4096 + 256;
 /// `data_head` and `data_tail` in `struct perf_event_mmap_page`, in words.
 const DATA_HEAD: usize = 1024 / 8;
 const DATA_TAIL: usize = 1032 / 8;
@@ -144,6 +149,11 @@ impl Sideband {
     }
 }
 
+/// Takes what waits in one ring.
+///
+/// The kernel tells of a loss only with the next record that fits. But nothing is lost from a ring with
+/// room for the largest record, and only we make room: a ring that is found fuller than that may have
+/// lost something since it got so full.
 fn drain_ring(ring: &Mapped, into: &mut Vec<SidebandEvent>) {
     let first = rustix::param::page_size() / 8;
     let size = ring.length_words() - first;
@@ -151,23 +161,35 @@ fn drain_ring(ring: &Mapped, into: &mut Vec<SidebandEvent>) {
     // Acquire pairs with the kernel's write barrier before `data_head`; the release below says that
     // we have read what is before the new tail.
     let end = head.load(Ordering::Acquire);
-    let mut at = tail.load(Ordering::Relaxed);
+    let begin = tail.load(Ordering::Relaxed);
+    let full_from = begin + (size as u64 * 8).saturating_sub(MOST_RECORD_BYTES);
     let word = |position: u64| ring.load(first + (position / 8) as usize % size);
     let mut record = Vec::with_capacity(64);
+    let (mut at, mut last, mut told) = (begin, MonotonicNs(0), false);
+    let gap = |time| SidebandEvent { time, pid: Pid(0), tid: Tid(0), kind: SidebandKind::Gap };
     while at < end {
         let length = (word(at) >> 48) as usize;
         if length < 8 || length as u64 > end - at {
             // Not as the kernel writes it: as if the rest were lost.
-            let kind = SidebandKind::Lost { count: 1 };
-            into.push(SidebandEvent { time: MonotonicNs(0), pid: Pid(0), tid: Tid(0), kind });
+            into.push(gap(last));
             break;
         }
         record.clear();
         record.extend((0..length.div_ceil(8) as u64).flat_map(|index| word(at + index * 8).to_ne_bytes()));
-        into.extend(decode(&record));
         at += length as u64;
+        last = record_time(&record).unwrap_or(last);
+        if at > full_from && !told {
+            told = true;
+            into.push(gap(last));
+        }
+        into.extend(decode(&record));
     }
     tail.store(end, Ordering::Release);
+}
+
+/// When any record was written, whatever its kind: in its trailer.
+fn record_time(record: &[u8]) -> Option<MonotonicNs> {
+    whole(record, record.len().checked_sub(TRAILER_BYTES)? + 8).map(MonotonicNs)
 }
 
 const RECORD_LOST: u32 = 2;
@@ -185,7 +207,7 @@ fn decode(record: &[u8]) -> Option<SidebandEvent> {
     let kind = half(record, 0)?;
     let misc = (half(record, 4)? & 0xffff) as u16;
     let body_end = record.len().checked_sub(TRAILER_BYTES)?;
-    let time = MonotonicNs(whole(record, body_end + 8)?);
+    let time = record_time(record)?;
     let body = record.get(8..body_end)?;
     let (pid, tid) = (Pid(half(body, 0)?), Tid(half(body, 4)?));
     let event = |pid, tid, kind| Some(SidebandEvent { time, pid, tid, kind });

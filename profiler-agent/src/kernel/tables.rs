@@ -67,6 +67,12 @@ impl Tables {
         self.processes.insert(pid.0, Entry(entry), 0).map_err(map_error("PROCESSES"))
     }
 
+    /// Whether the kernel has a table for the process.
+    #[must_use]
+    pub fn has_process(&self, pid: Pid) -> bool {
+        self.processes.get(&pid.0, 0).is_ok()
+    }
+
     /// Makes the kernel forget the process. That it is not there is no error.
     pub fn remove_process(&mut self, pid: Pid) {
         let _not_there = self.processes.remove(&pid.0);

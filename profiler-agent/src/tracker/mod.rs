@@ -30,8 +30,12 @@ pub(crate) use self::process::{CodeMapping as Code, Process as TrackedProcess};
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
 const GRACE_NS: u64 = 5_000_000_000;
 
-const DENIED: &str = "some processes could not be looked at, so their stacks are cut: /proc/PID/maps was refused. \
-                      Run as root, or with CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and CAP_CHECKPOINT_RESTORE";
+/// From one reading of all of /proc to the next, at least, and how many times what the last one took.
+const RESCAN_NS: u64 = 500_000_000;
+const RESCAN_FACTOR: u64 = 10;
+
+/// Refused processes that are remembered.
+const MOST_REFUSED: usize = 4096;
 
 /// Which processes are of interest.
 pub(crate) enum Interest {
@@ -70,8 +74,13 @@ pub(crate) struct Tracker {
     executables: Executables,
     placement: Placement,
     followed: Followed,
+    /// Processes whose /proc/PID/maps may not be read.
+    refused: HashSet<Pid>,
     /// All sideband records up to this time are applied.
     applied_up_to: MonotonicNs,
+    /// Records from this time on may be missing, and /proc is not read again yet.
+    gap_since: Option<MonotonicNs>,
+    rescan_from: MonotonicNs,
     /// The tables to build, in this order.
     wanted: VecDeque<FileKey>,
     pub(crate) counts: Counts,
@@ -85,7 +94,10 @@ impl Tracker {
             executables: Executables::new(),
             placement: Placement::new(tables),
             followed,
+            refused: HashSet::new(),
             applied_up_to: ALWAYS,
+            gap_since: None,
+            rescan_from: ALWAYS,
             wanted: VecDeque::new(),
             counts: Counts::default(),
         };
@@ -140,8 +152,8 @@ impl Tracker {
         let mappings = match proc_fs::executable_mappings(pid) {
             Ok(mappings) => mappings,
             Err(error) => {
-                if error.kind() == std::io::ErrorKind::PermissionDenied {
-                    self.counts.note(DENIED.to_owned());
+                if error.kind() == std::io::ErrorKind::PermissionDenied && self.refused.len() < MOST_REFUSED {
+                    self.refused.insert(pid);
                 }
                 return;
             }
@@ -153,6 +165,7 @@ impl Tracker {
         let name = proc_fs::name(pid).unwrap_or_default();
         let mut process = Process::new(pid, Arc::from(name), ALWAYS);
         process.scanned_at = scanned_at;
+        process.first_thread_ended = proc_fs::living_thread(pid) != Some(pid);
         self.processes.insert(pid, process);
         for mapping in &mappings {
             self.map(pid, mapping, ALWAYS, eager);
@@ -164,19 +177,41 @@ impl Tracker {
     pub(crate) fn apply(&mut self, events: &mut Vec<SidebandEvent>, until: MonotonicNs) {
         events.sort_by_key(|event| event.time);
         let settled = events.partition_point(|event| event.time <= until);
-        let mut lost = 0;
         for event in events.drain(..settled) {
             match event.kind {
-                SidebandKind::Lost { count } => lost += count,
-                _ => self.apply_one(event),
+                SidebandKind::Lost { count } => self.counts.add(Counter::SidebandLost, count),
+                SidebandKind::Gap => {
+                    let since = event.time.max(self.applied_up_to);
+                    self.gap_since = Some(self.gap_since.map_or(since, |earlier| earlier.min(since)));
+                }
+                _ => {
+                    if event.time <= self.applied_up_to {
+                        self.counts.add(Counter::SidebandLate, 1);
+                    }
+                    self.apply_one(event);
+                }
             }
         }
-        if lost > 0 {
-            self.counts.add(Counter::SidebandLost, lost);
-            self.rescan();
-        }
         self.applied_up_to = until;
+        if until >= self.rescan_from {
+            self.catch_up();
+        }
         self.publish();
+    }
+
+    /// The time up to which everything is known that happened.
+    pub(crate) fn known_up_to(&self) -> MonotonicNs {
+        self.gap_since.map_or(self.applied_up_to, |since| since.min(self.applied_up_to))
+    }
+
+    /// Reads /proc again if records are missing.
+    pub(crate) fn catch_up(&mut self) {
+        let Some(since) = self.gap_since.take() else { return };
+        let began = clock::monotonic();
+        self.rescan(since);
+        let ended = clock::monotonic();
+        let cost_ns = ended.0.saturating_sub(began.0);
+        self.rescan_from = MonotonicNs(ended.0 + RESCAN_NS.max(cost_ns.saturating_mul(RESCAN_FACTOR)));
     }
 
     fn apply_one(&mut self, event: SidebandEvent) {
@@ -209,7 +244,8 @@ impl Tracker {
                     process.thread_exited(event.tid, time);
                 }
             }
-            SidebandKind::Renamed { .. } | SidebandKind::Forked { .. } | SidebandKind::Lost { .. } => {}
+            SidebandKind::Renamed { .. } | SidebandKind::Forked { .. } => {}
+            SidebandKind::Gap | SidebandKind::Lost { .. } => {}
         }
     }
 
@@ -230,21 +266,25 @@ impl Tracker {
         if self.processes.get(&child).is_some_and(|process| time <= process.scanned_at) {
             return;
         }
-        let process = match self.processes.get(&parent) {
+        let mut process = match self.processes.get(&parent) {
             Some(parent) => parent.fork(child, time),
             None => Process::new(child, Arc::from(""), time),
         };
-        if let Some(previous) = self.processes.insert(child, process) {
-            // The pid was used before: samples of that process have long been located.
-            self.placement.release_slot(previous.slot, time);
+        if let Some(previous) = self.processes.remove(&child) {
+            self.placement.release_slot(previous.slot, clock::monotonic());
+            process.succeed(previous, time);
         }
+        self.processes.insert(child, process);
     }
 
     /// Notes a mapping; `eager`: its table is built at once, not when a sample needs it.
     fn map(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs, eager: bool) {
         let Some(file) = self.file_of(pid, mapping, eager) else { return };
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.map((mapping.start, mapping.end), mapping.file_offset, file, since);
+        if let Some(process) = self.processes.get_mut(&pid)
+            && !process.map((mapping.start, mapping.end), mapping.file_offset, file, since)
+            && !std::mem::replace(&mut process.table_lacking, true)
+        {
+            self.counts.add(Counter::RangesTruncated, 1);
         }
     }
 
@@ -268,9 +308,9 @@ impl Tracker {
         Some(key)
     }
 
-    /// Reads every process of interest again: records were lost. Only what /proc confirms stays, and
-    /// what it does not is gone since the last record that we are sure of.
-    fn rescan(&mut self) {
+    /// Reads every process of interest again: records since `lost_from` may be missing. Only what
+    /// /proc confirms stays; what it does not is gone since then.
+    fn rescan(&mut self, lost_from: MonotonicNs) {
         let all = proc_fs::all_pids().unwrap_or_default();
         if let Interest::Only { pids, .. } = &mut self.interest {
             pids.extend(all.iter().copied().filter(|pid| self.followed.contains(*pid)));
@@ -281,12 +321,12 @@ impl Tracker {
         };
         for pid in wanted {
             if self.processes.contains_key(&pid) {
-                self.rescan_process(pid);
+                self.rescan_process(pid, lost_from);
             } else {
                 self.scan(pid);
             }
         }
-        // What is gone was not told either.
+        // That a process ended was not told either.
         let now = clock::monotonic();
         for process in self.processes.values_mut().filter(|process| process.ended.is_none()) {
             if proc_fs::living_thread(process.pid).is_none() {
@@ -295,40 +335,54 @@ impl Tracker {
         }
     }
 
-    fn rescan_process(&mut self, pid: Pid) {
-        let lost_from = self.applied_up_to;
+    fn rescan_process(&mut self, pid: Pid, lost_from: MonotonicNs) {
         let scanned_at = clock::monotonic();
         let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
-        let found: Vec<(&Mapping, FileKey)> =
+        let name = proc_fs::name(pid).unwrap_or_default();
+        let mut found: Vec<(&Mapping, FileKey)> =
             mappings.iter().filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, false)?))).collect();
+        found.sort_unstable_by_key(|(mapping, _file)| mapping.start);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.scanned_at = scanned_at;
+        process.first_thread_ended = proc_fs::living_thread(pid) != Some(pid);
+        if *process.name_at(lost_from) != *name {
+            process.rename(Arc::from(name), lost_from);
+        }
         process.retain(lost_from, |known| {
-            found
-                .iter()
-                .any(|(mapping, file)| *file == known.file && mapping.start <= known.start && known.end <= mapping.end)
+            let after = found.partition_point(|(mapping, _file)| mapping.start <= known.start);
+            let holder = after.checked_sub(1).and_then(|at| found.get(at));
+            holder.is_some_and(|(mapping, file)| *file == known.file && known.end <= mapping.end)
         });
         for (mapping, file) in found {
             process.map((mapping.start, mapping.end), mapping.file_offset, file, lost_from);
         }
     }
 
+    /// Whether nothing of the process runs any more. A pid that is in use again by a process of no
+    /// interest is over, too: the kernel has stopped following it.
+    fn is_over(&self, pid: Pid) -> bool {
+        let followed = matches!(self.interest, Interest::All) || self.followed.contains(pid);
+        !followed || proc_fs::living_thread(pid).is_none()
+    }
+
     /// Gives back what has waited long enough: tables in quarantine, ended processes, closed files.
-    pub(crate) fn tidy(&mut self, now: MonotonicNs) {
+    /// Samples from `needed_from` on are still to be located.
+    pub(crate) fn tidy(&mut self, now: MonotonicNs, needed_from: MonotonicNs) {
         self.placement.expire(now);
+        self.confirm_execs(now);
         let over = |since: MonotonicNs| now.0.saturating_sub(since.0) > GRACE_NS;
+        let unneeded = |ended: MonotonicNs| over(ended) && ended < needed_from;
         let ended: Vec<Pid> = self
             .processes
             .values()
-            .filter(|process| process.ended.is_some_and(over))
+            .filter(|process| process.ended.is_some_and(unneeded))
             .map(|process| process.pid)
             .collect();
         for pid in ended {
-            if proc_fs::living_thread(pid).is_some() {
-                // Another thread lives on, or the pid is in use again.
+            if !self.is_over(pid) {
+                // Another thread lives on.
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.ended = None;
-                    process.dirty = true;
                 }
                 continue;
             }
@@ -341,7 +395,7 @@ impl Tracker {
             }
         }
         for process in self.processes.values_mut() {
-            process.forget(now);
+            process.forget(MonotonicNs(needed_from.0.saturating_sub(GRACE_NS)));
         }
         let used: HashSet<FileKey> = self.processes.values().flat_map(Process::files).collect();
         let mut closed = Vec::new();
@@ -349,9 +403,9 @@ impl Tracker {
         for (key, executable) in self.executables.iter_mut() {
             if used.contains(&key) {
                 executable.idle_since = None;
-                // Twice the room that it needs: no piece of it may cross a chunk.
-                if matches!(executable.unwinding, Unwinding::NoRoom)
-                    && let Some(rest) = free_rows.checked_sub(executable.row_count * 2)
+                if let Unwinding::NoRoom { retry_from } = executable.unwinding
+                    && retry_from <= now
+                    && let Some(rest) = free_rows.checked_sub(executable.row_count)
                 {
                     free_rows = rest;
                     executable.unwinding = Unwinding::Unasked;
@@ -377,11 +431,16 @@ impl Tracker {
         self.placement.tables()
     }
 
+    /// Whether it could not be looked at, so that its stacks are cut.
+    pub(crate) fn is_refused(&self, pid: Pid) -> bool {
+        self.refused.contains(&pid) && !self.processes.contains_key(&pid)
+    }
+
     /// Whether all processes of interest have ended.
     pub(crate) fn all_ended(&self) -> bool {
         match &self.interest {
             Interest::All => false,
-            Interest::Only { pids, .. } => pids.iter().all(|pid| proc_fs::living_thread(*pid).is_none()),
+            Interest::Only { pids, .. } => pids.iter().all(|pid| self.is_over(*pid)),
         }
     }
 }

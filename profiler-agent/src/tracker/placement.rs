@@ -52,14 +52,20 @@ impl Placement {
         self.rows.free()
     }
 
-    /// Makes the kernel unwind the process with these ranges. Returns where they are and the number
-    /// of this state; `None` when there are none, or no room for them: then it has no table at all.
+    /// Makes the kernel unwind the process with these ranges; without any it forgets the process.
+    /// Returns where they are and the number of this state; `None` when there are none, or no room for
+    /// them: then what was published before stays.
     pub(crate) fn publish(&mut self, pid: Pid, ranges: &[Range]) -> Option<(Slot, u32)> {
-        let published = self.write(pid, ranges);
-        if published.is_none() {
+        if ranges.is_empty() {
             self.tables.remove_process(pid);
+            return None;
         }
-        published
+        self.write(pid, ranges)
+    }
+
+    /// Whether the kernel has a table for the process.
+    pub(crate) fn has_process(&self, pid: Pid) -> bool {
+        self.tables.has_process(pid)
     }
 
     fn write(&mut self, pid: Pid, ranges: &[Range]) -> Option<(Slot, u32)> {

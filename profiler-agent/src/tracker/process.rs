@@ -3,7 +3,7 @@
 //! Samples are located some time after they were taken, so every mapping has the time from which
 //! and up to which it was there.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use profiler_common::address::{FileOffset, MonotonicNs, Pid, Tid, VirtualAddress};
@@ -15,8 +15,10 @@ use crate::worker::FileKey;
 pub(crate) const ALWAYS: MonotonicNs = MonotonicNs(0);
 const NEVER: MonotonicNs = MonotonicNs(u64::MAX);
 
-/// How long what is gone is remembered: longer than any sample waits to be located.
-const MEMORY: u64 = 60_000_000_000;
+/// Mappings of code that a process can have here: more are left out, and counted. A range table holds
+/// a quarter of them. Generated code leaves room for that of files.
+const MOST_LIVE: usize = 16_384;
+const MOST_GENERATED: usize = MOST_LIVE / 2;
 
 /// Mappings of the past that are remembered, at most: a process that replaces its code faster than
 /// this has its oldest samples cut.
@@ -25,8 +27,8 @@ const MOST_PAST: usize = 4096;
 /// Names that are remembered, at most.
 const MOST_NAMES: usize = 64;
 
-/// States of a process's range table whose times are remembered.
-const GENERATIONS: usize = 64;
+/// States of a process's range table whose times are remembered, at most.
+const MOST_GENERATIONS: usize = 1024;
 
 /// Code in a process, for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,14 +66,23 @@ pub(crate) struct Slot {
     pub(crate) length: u32,
 }
 
+/// A state of a process's ranges that the kernel was given.
+#[derive(Clone, Copy, Debug)]
+struct Generation {
+    number: u32,
+    /// The newest sideband record that went into it.
+    known_up_to: MonotonicNs,
+    published_at: MonotonicNs,
+}
+
 /// A process that is or was being sampled.
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) pid: Pid,
     /// Names and since when; never empty.
     names: Vec<(MonotonicNs, Arc<str>)>,
-    /// In the order of addresses, none overlapping.
-    live: Vec<CodeMapping>,
+    /// By first address, none overlapping.
+    live: BTreeMap<VirtualAddress, CodeMapping>,
     past: Vec<CodeMapping>,
     /// When code was last replaced or removed.
     last_removal: MonotonicNs,
@@ -79,14 +90,17 @@ pub(crate) struct Process {
     known_up_to: MonotonicNs,
     /// Records up to this time are in the scan of /proc already.
     pub(crate) scanned_at: MonotonicNs,
-    /// Published states and what they know.
-    generations: VecDeque<(u32, MonotonicNs)>,
+    generations: VecDeque<Generation>,
     pub(crate) slot: Option<Slot>,
     /// Its ranges in the kernel are not those of `live`.
     pub(crate) dirty: bool,
-    /// When its last known thread ended; it is looked at again before it is dropped.
+    /// Not published again before this time.
+    pub(crate) publish_from: MonotonicNs,
+    /// Its last table was not whole, or there was none: that was counted.
+    pub(crate) table_lacking: bool,
+    /// When a thread of it ended after the first one, so perhaps the last one: /proc is asked.
     pub(crate) ended: Option<MonotonicNs>,
-    first_thread_ended: bool,
+    pub(crate) first_thread_ended: bool,
     last_exec: Option<MonotonicNs>,
 }
 
@@ -95,7 +109,7 @@ impl Process {
         Self {
             pid,
             names: vec![(since, name)],
-            live: Vec::new(),
+            live: BTreeMap::new(),
             past: Vec::new(),
             last_removal: ALWAYS,
             known_up_to: since,
@@ -103,6 +117,8 @@ impl Process {
             generations: VecDeque::new(),
             slot: None,
             dirty: true,
+            publish_from: ALWAYS,
+            table_lacking: false,
             ended: None,
             first_thread_ended: false,
             last_exec: None,
@@ -112,9 +128,20 @@ impl Process {
     /// The child that this process forked at `time`.
     pub(crate) fn fork(&self, pid: Pid, time: MonotonicNs) -> Self {
         let mut child = Self::new(pid, self.name_at(time), time);
-        let now = self.live.iter().filter(|mapping| mapping.since <= time);
-        child.live = now.map(|mapping| CodeMapping { since: time, ..*mapping }).collect();
+        let now = self.live.iter().filter(|(_start, mapping)| mapping.since <= time);
+        child.live = now.map(|(start, mapping)| (*start, CodeMapping { since: time, ..*mapping })).collect();
         child
+    }
+
+    /// The pid was used before: what samples of that process may still need goes on with this one,
+    /// which began at `time`.
+    pub(crate) fn succeed(&mut self, previous: Self, time: MonotonicNs) {
+        self.past = previous.past;
+        self.past.extend(previous.live.into_values().map(|mapping| CodeMapping { until: time, ..mapping }));
+        self.generations = previous.generations;
+        self.last_removal = time;
+        let own = std::mem::replace(&mut self.names, previous.names);
+        self.names.extend(own);
     }
 
     /// When it last began to run another program.
@@ -122,7 +149,7 @@ impl Process {
         self.last_exec
     }
 
-    /// One of its threads ended: it was the last one, if the first one has ended as well.
+    /// One of its threads ended: perhaps the last one, if the first one has ended as well.
     pub(crate) fn thread_exited(&mut self, thread: Tid, time: MonotonicNs) {
         self.first_thread_ended |= thread.0 == self.pid.0;
         if self.first_thread_ended {
@@ -142,7 +169,8 @@ impl Process {
 
     /// The process runs another program from `time` on: nothing is mapped.
     pub(crate) fn exec(&mut self, time: MonotonicNs) {
-        self.past.extend(self.live.drain(..).map(|mapping| CodeMapping { until: time, ..mapping }));
+        let gone = std::mem::take(&mut self.live).into_values();
+        self.past.extend(gone.map(|mapping| CodeMapping { until: time, ..mapping }));
         self.changed(time);
         self.last_removal = time;
         self.first_thread_ended = false;
@@ -150,44 +178,56 @@ impl Process {
         self.last_exec = Some(time);
     }
 
-    /// Code is mapped from `since` on, in place of what was there.
+    /// Code is mapped from `since` on, in place of what was there. Returns whether there was room to
+    /// note it.
     pub(crate) fn map(
         &mut self,
         range: (VirtualAddress, VirtualAddress),
         file_offset: FileOffset,
         file: FileKey,
         since: MonotonicNs,
-    ) {
+    ) -> bool {
         let (start, end) = range;
         let new = CodeMapping { start, end, file_offset, file, since, until: NEVER };
-        if self.live.iter().any(|known| CodeMapping { since, ..*known } == new) {
-            return;
+        if self.live.get(&start).is_some_and(|known| CodeMapping { since, ..*known } == new) {
+            return true;
         }
         if self.unmap(start, end, since) {
             self.last_removal = since;
         }
-        let at = self.live.partition_point(|mapping| mapping.start < start);
-        self.live.insert(at, new);
+        let most = if file == ANONYMOUS { MOST_GENERATED } else { MOST_LIVE };
+        let room = self.live.len() < most;
+        if room {
+            self.live.insert(start, new);
+        }
         self.changed(since);
+        room
     }
 
     /// Ends what is mapped in `[start, end)`; what sticks out stays. Returns whether there was any.
     fn unmap(&mut self, start: VirtualAddress, end: VirtualAddress, time: MonotonicNs) -> bool {
-        let (hit, mut kept): (Vec<_>, Vec<_>) =
-            self.live.drain(..).partition(|mapping| mapping.start < end && start < mapping.end);
+        let before = self.live.range(..start).next_back().filter(|(_start, mapping)| mapping.end > start);
+        let inside = self.live.range(start..end.max(start));
+        let hit: Vec<CodeMapping> = before.into_iter().chain(inside).map(|(_start, mapping)| *mapping).collect();
         for mapping in &hit {
-            self.past.push(CodeMapping { until: time, ..*mapping });
+            self.live.remove(&mapping.start);
+            self.remember(CodeMapping { until: time, ..*mapping });
             if mapping.start < start {
-                kept.push(CodeMapping { end: start, ..*mapping });
+                self.live.insert(mapping.start, CodeMapping { end: start, ..*mapping });
             }
             if end < mapping.end {
                 let skipped = FileOffset(mapping.file_offset.0.wrapping_add(end.0 - mapping.start.0));
-                kept.push(CodeMapping { start: end, file_offset: skipped, ..*mapping });
+                self.live.insert(end, CodeMapping { start: end, file_offset: skipped, ..*mapping });
             }
         }
-        kept.sort_by_key(|mapping| mapping.start);
-        self.live = kept;
         !hit.is_empty()
+    }
+
+    fn remember(&mut self, gone: CodeMapping) {
+        if self.past.len() >= 2 * MOST_PAST {
+            self.past.drain(..MOST_PAST);
+        }
+        self.past.push(gone);
     }
 
     fn changed(&mut self, time: MonotonicNs) {
@@ -196,29 +236,27 @@ impl Process {
     }
 
     /// What is mapped now, in the order of addresses.
-    pub(crate) fn live(&self) -> &[CodeMapping] {
-        &self.live
+    pub(crate) fn live(&self) -> impl Iterator<Item = &CodeMapping> {
+        self.live.values()
     }
 
     /// The files that are or were a moment ago mapped.
     pub(crate) fn files(&self) -> impl Iterator<Item = FileKey> {
-        self.live.iter().chain(&self.past).map(|mapping| mapping.file)
+        self.live.values().chain(&self.past).map(|mapping| mapping.file)
     }
 
     /// The code at `address` at `time`.
     pub(crate) fn mapping_at(&self, address: VirtualAddress, time: MonotonicNs) -> Option<&CodeMapping> {
-        let at = self.live.partition_point(|mapping| mapping.end <= address);
-        self.live
-            .get(at)
-            .filter(|mapping| mapping.holds(address, time))
+        let live = self.live.range(..=address).next_back().map(|(_start, mapping)| mapping);
+        live.filter(|mapping| mapping.holds(address, time))
             .or_else(|| self.past.iter().rev().find(|mapping| mapping.holds(address, time)))
     }
 
-    /// The kernel uses state `generation` from now on.
-    pub(crate) fn published(&mut self, generation: u32) {
+    /// The kernel uses the state `number` from `now` on.
+    pub(crate) fn published(&mut self, number: u32, now: MonotonicNs) {
         self.dirty = false;
-        self.generations.push_back((generation, self.known_up_to));
-        if self.generations.len() > GENERATIONS {
+        self.generations.push_back(Generation { number, known_up_to: self.known_up_to, published_at: now });
+        if self.generations.len() > MOST_GENERATIONS {
             self.generations.pop_front();
         }
     }
@@ -230,21 +268,23 @@ impl Process {
             // Not unwound with any state.
             return false;
         }
-        let Some((_generation, known)) = self.generations.iter().find(|(known, _time)| *known == generation) else {
+        let Some(state) = self.generations.iter().find(|state| state.number == generation) else {
             return true;
         };
-        if self.last_removal <= *known {
+        if self.last_removal <= state.known_up_to {
             return false;
         }
-        let then = self.mapping_at(address, *known).map(CodeMapping::rows_of);
+        let then = self.mapping_at(address, state.known_up_to).map(CodeMapping::rows_of);
         then.is_some() && then != self.mapping_at(address, time).map(CodeMapping::rows_of)
     }
 
-    /// Forgets what no waiting sample can need.
-    pub(crate) fn forget(&mut self, now: MonotonicNs) {
-        let oldest = MonotonicNs(now.0.saturating_sub(MEMORY));
+    /// Forgets what only samples from before `oldest` can need.
+    pub(crate) fn forget(&mut self, oldest: MonotonicNs) {
         self.past.retain(|mapping| mapping.until >= oldest);
         self.past.drain(..self.past.len().saturating_sub(MOST_PAST));
+        while self.generations.get(1).is_some_and(|next| next.published_at < oldest) {
+            self.generations.pop_front();
+        }
         self.names.drain(..self.names.len().saturating_sub(MOST_NAMES));
         if let Some(current) = self.names.iter().rposition(|(since, _name)| *since <= oldest) {
             self.names.drain(..current);
@@ -252,11 +292,17 @@ impl Process {
     }
 
     /// Ends every live mapping that `keep` does not want, as of `time`.
-    pub(crate) fn retain(&mut self, time: MonotonicNs, keep: impl Fn(&CodeMapping) -> bool) {
-        let (kept, gone): (Vec<_>, Vec<_>) = self.live.drain(..).partition(keep);
-        self.live = kept;
-        if !gone.is_empty() {
-            self.past.extend(gone.into_iter().map(|mapping| CodeMapping { until: time, ..mapping }));
+    pub(crate) fn retain(&mut self, time: MonotonicNs, mut keep: impl FnMut(&CodeMapping) -> bool) {
+        let before = self.past.len();
+        let past = &mut self.past;
+        self.live.retain(|_start, mapping| {
+            let kept = keep(mapping);
+            if !kept {
+                past.push(CodeMapping { until: time, ..*mapping });
+            }
+            kept
+        });
+        if self.past.len() > before {
             self.last_removal = time;
             self.changed(time);
         }
@@ -300,13 +346,13 @@ mod tests {
         process.exec(MonotonicNs(50));
         assert_eq!(file_at(&process, 0x1000, 49), Some((A, 0x100)));
         assert_eq!(file_at(&process, 0x1000, 50), None);
-        assert!(process.live().is_empty());
+        assert!(process.live().next().is_none());
     }
 
     #[test]
     fn stale_generations_are_known() {
         let mut process = process();
-        process.published(7);
+        process.published(7, MonotonicNs(1));
         let at = |process: &Process, generation, address| {
             process.replaced_since(generation, VirtualAddress(address), MonotonicNs(60))
         };
@@ -316,9 +362,13 @@ mod tests {
         process.map((VirtualAddress(0x2000), VirtualAddress(0x3000)), FileOffset(0), B, MonotonicNs(50));
         assert!(at(&process, 7, 0x2000));
         assert!(!at(&process, 7, 0x9000));
-        process.published(8);
+        process.published(8, MonotonicNs(90));
         assert!(!at(&process, 8, 0x2000));
         assert!(at(&process, 9, 0x2000), "a generation that is not remembered proves nothing");
+        process.forget(MonotonicNs(90));
+        assert!(!at(&process, 7, 0x9000), "samples of that time may have used it");
+        process.forget(MonotonicNs(91));
+        assert!(at(&process, 7, 0x9000), "forgotten");
     }
 
     #[test]

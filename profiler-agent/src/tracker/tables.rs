@@ -3,18 +3,30 @@
 
 use std::sync::Arc;
 
-use profiler_common::address::{Pid, Svma};
+use profiler_common::address::{MonotonicNs, Pid, Svma};
 use profiler_common::counter::Counter;
-use profiler_common::limits::MAX_SEARCHED;
+use profiler_common::limits::{MAX_SEARCHED, RANGES_PER_CHUNK};
 use profiler_common::range::Range;
 use profiler_common::row::{Row, Rule};
 use profiler_unwind::UnwindTable;
 
 use super::executables::{ANONYMOUS, Unwinding};
 use super::process::Process;
+use super::space::QUARANTINE;
 use super::{Tracker, WantedTable};
 use crate::clock;
+use crate::counts::quoted;
 use crate::worker::{FileError, FileKey};
+
+/// How long a table that found no room is not tried again: longer than released rows are left alone.
+const NO_ROOM_NS: u64 = 5_000_000_000;
+
+/// Ranges that one process may have in quarantine, about: an eighth of all. One that changes its code all
+/// the time is published less often.
+const RANGES_A_SECOND: u64 = RANGES_PER_CHUNK as u64 / 8;
+
+/// How long after an exec it is made sure that the kernel has the table of the new program.
+const CONFIRM_NS: u64 = 3_000_000_000;
 
 impl Tracker {
     /// Executable memory without a file has one row: the frame pointer.
@@ -78,7 +90,8 @@ impl Tracker {
             executable.segments = table.segments;
         }
         for process in self.processes.values_mut() {
-            process.dirty |= process.live().iter().any(|mapping| mapping.file == key);
+            let maps_it = process.live().any(|mapping| mapping.file == key);
+            process.dirty |= maps_it;
         }
         self.publish();
     }
@@ -103,7 +116,7 @@ impl Tracker {
             self.counts.add(counter, 1);
         }
         if let Some(executable) = self.executables.get(key) {
-            let path = &executable.path;
+            let path = quoted(&executable.path);
             self.counts.note(format!("stacks may be cut in {path}: {damage}. Look at it with: readelf -wF {path}"));
         }
     }
@@ -122,7 +135,7 @@ impl Tracker {
         }
         if table.row_count() as u64 > self.placement.free_rows() {
             self.counts.add(Counter::TablesFull, 1);
-            return Unwinding::NoRoom;
+            return no_room();
         }
         let mut placed = Vec::with_capacity(table.parts.len());
         for part in &table.parts {
@@ -136,7 +149,7 @@ impl Tracker {
                 None => {
                     self.counts.add(Counter::TablesFull, 1);
                     self.placement.release_rows(&placed, clock::monotonic());
-                    return Unwinding::NoRoom;
+                    return no_room();
                 }
             }
         }
@@ -160,40 +173,60 @@ impl Tracker {
 
     /// Writes the ranges of every process that changed.
     pub(crate) fn publish(&mut self) {
-        let to_publish = |process: &&Process| process.dirty && process.ended.is_none();
-        let dirty: Vec<Pid> = self.processes.values().filter(to_publish).map(|process| process.pid).collect();
-        for pid in dirty {
-            self.publish_process(pid);
+        let now = clock::monotonic();
+        let due = |process: &&Process| process.dirty && process.publish_from <= now;
+        let due: Vec<(Pid, bool)> =
+            self.processes.values().filter(due).map(|process| (process.pid, process.ended.is_some())).collect();
+        for (pid, perhaps_ended) in due {
+            if perhaps_ended && self.is_over(pid) {
+                // The kernel has forgotten it: its pid may soon be another process's.
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.dirty = false;
+                }
+            } else {
+                self.publish_process(pid, now);
+            }
         }
     }
 
-    fn publish_process(&mut self, pid: Pid) {
+    fn publish_process(&mut self, pid: Pid, now: MonotonicNs) {
         let Some(process) = self.processes.get(&pid) else { return };
-        let mut ranges = self.ranges_of(process);
-        if ranges.len() > MAX_SEARCHED {
-            self.counts.add(Counter::RangesTruncated, 1);
-            ranges.truncate(MAX_SEARCHED);
-        }
-        let old_slot = process.slot;
+        let (ranges, whole) = self.ranges_of(process);
         let published = self.placement.publish(pid, &ranges);
-        if published.is_none() && !ranges.is_empty() {
-            self.counts.add(Counter::RangesFull, 1);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let pause_ns = ranges.len() as u64 * QUARANTINE.0 / RANGES_A_SECOND;
+        process.publish_from = MonotonicNs(now.0 + pause_ns);
+        let no_room = published.is_none() && !ranges.is_empty();
+        if (no_room || !whole) && !std::mem::replace(&mut process.table_lacking, true) {
+            self.counts.add(if no_room { Counter::RangesFull } else { Counter::RangesTruncated }, 1);
         }
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.slot = published.map(|(slot, _generation)| slot);
-            process.published(published.map_or(0, |(_slot, generation)| generation));
-            // Tried again until there is room.
-            process.dirty = published.is_none() && !ranges.is_empty();
+        if no_room {
+            // Tried again. What the old table says of code that was replaced is found out by its samples.
+            return;
         }
-        self.placement.release_slot(old_slot, clock::monotonic());
+        let old_slot = std::mem::replace(&mut process.slot, published.map(|(slot, _generation)| slot));
+        process.published(published.map_or(0, |(_slot, generation)| generation), now);
+        self.placement.release_slot(old_slot, now);
     }
 
-    /// The ranges of a process, in the order of addresses.
-    fn ranges_of(&self, process: &Process) -> Vec<Range> {
-        let mut ranges = Vec::new();
+    /// An exec makes the kernel forget the old program's table, when the new program is mapped already:
+    /// so perhaps the new program's, if that was published in between.
+    pub(super) fn confirm_execs(&mut self, now: MonotonicNs) {
+        let placement = &self.placement;
+        for process in self.processes.values_mut().filter(|process| process.slot.is_some()) {
+            let recent = process.last_exec().is_some_and(|exec| now.0.saturating_sub(exec.0) < CONFIRM_NS);
+            process.dirty |= recent && !placement.has_process(process.pid);
+        }
+    }
+
+    /// The ranges of a process, in the order of addresses, and whether these are all: of too many, those
+    /// of generated code are left out first.
+    fn ranges_of(&self, process: &Process) -> (Vec<Range>, bool) {
+        let (mut of_files, mut generated) = (Vec::new(), Vec::new());
         for mapping in process.live() {
             let Some(executable) = self.executables.get(mapping.file) else { continue };
             let Unwinding::Placed(parts) = &executable.unwinding else { continue };
+            let ranges = if mapping.file == ANONYMOUS { &mut generated } else { &mut of_files };
             let bias = executable.bias(mapping.start, mapping.file_offset);
             for part in parts {
                 let (part_start, part_end) = (part.start.in_process(bias).0, part.end.in_process(bias).0);
@@ -204,8 +237,18 @@ impl Tracker {
                 }
             }
         }
-        ranges
+        let mut ranges = of_files;
+        ranges.append(&mut generated);
+        let whole = ranges.len() <= MAX_SEARCHED;
+        ranges.truncate(MAX_SEARCHED);
+        ranges.sort_unstable_by_key(|range| range.start);
+        (ranges, whole)
     }
+}
+
+/// Not before what was given up for it is free.
+fn no_room() -> Unwinding {
+    Unwinding::NoRoom { retry_from: MonotonicNs(clock::monotonic().0 + NO_ROOM_NS) }
 }
 
 fn hex(bytes: &[u8]) -> String {
