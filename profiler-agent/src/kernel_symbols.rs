@@ -50,7 +50,16 @@ pub(crate) fn symbolize(addresses: &[VirtualAddress]) -> Result<Vec<Option<Kerne
     })
 }
 
-/// The symbol at or before each address, among those of code; `None` when no address is told.
+/// The end of the kernel's own code, as linker scripts name it (linux/include/asm-generic/sections.h).
+const END_OF_KERNEL: &str = "_etext";
+
+/// The end of the page in which `address` is.
+const fn page_end(address: u64) -> u64 {
+    (address - address % PAGE_BYTES).saturating_add(PAGE_BYTES)
+}
+
+/// The symbol at or before each address, among those of code; `None` when no address is told. What lies
+/// behind the end of a module's code, or of the kernel's, has none: it was a module's that is gone.
 fn look_up(kallsyms: impl BufRead, addresses: &[VirtualAddress]) -> io::Result<Option<Vec<Option<KernelSymbol>>>> {
     let mut sorted: Vec<u64> = addresses.iter().map(|address| address.0).collect();
     sorted.sort_unstable();
@@ -59,10 +68,17 @@ fn look_up(kallsyms: impl BufRead, addresses: &[VirtualAddress]) -> io::Result<O
     // order, and too many to be kept.
     let mut last: Vec<Option<(u64, String, Option<String>)>> = vec![None; sorted.len()];
     let mut modules: HashMap<String, (u64, u64)> = HashMap::new();
+    let (mut kernel_end, mut last_of_kernel) = (None, 0);
     let mut told = false;
     for line in kallsyms.split(b'\n') {
         let line = line?;
         let Some(symbol) = std::str::from_utf8(&line).ok().and_then(parse) else { continue };
+        if symbol.module.is_none() && symbol.name == END_OF_KERNEL {
+            kernel_end = Some(symbol.address);
+        }
+        if !symbol.is_code {
+            continue;
+        }
         told = true;
         if let Some(module) = symbol.module {
             if let Some((first, last)) = modules.get_mut(module) {
@@ -70,6 +86,8 @@ fn look_up(kallsyms: impl BufRead, addresses: &[VirtualAddress]) -> io::Result<O
             } else {
                 modules.insert(module.to_owned(), (symbol.address, symbol.address));
             }
+        } else {
+            last_of_kernel = last_of_kernel.max(symbol.address);
         }
         let index = sorted.partition_point(|address| *address < symbol.address);
         // Of several names for one address the first, as in the kernel's own traces (get_symbol_pos
@@ -83,15 +101,18 @@ fn look_up(kallsyms: impl BufRead, addresses: &[VirtualAddress]) -> io::Result<O
     if !told {
         return Ok(None);
     }
+    let kernel_end = kernel_end.unwrap_or_else(|| page_end(last_of_kernel));
     let module = |name: &String| {
         let (first, last) = modules.get(name).copied().unwrap_or_default();
-        let (start, end) = (first - first % PAGE_BYTES, last - last % PAGE_BYTES + PAGE_BYTES);
+        let (start, end) = (first - first % PAGE_BYTES, page_end(last));
         KernelModule { name: name.clone(), start: VirtualAddress(start), end: VirtualAddress(end) }
     };
     let symbol = |address: &VirtualAddress| {
         let index = sorted.partition_point(|other| other < &address.0);
         let (_address, name, of) = last.get(..=index)?.iter().rev().flatten().next()?;
-        Some(KernelSymbol { name: name.clone(), module: of.as_ref().map(module) })
+        let module = of.as_ref().map(module);
+        let end = module.as_ref().map_or(kernel_end, |module| module.end.0);
+        (address.0 < end).then(|| KernelSymbol { name: name.clone(), module })
     };
     Ok(Some(addresses.iter().map(symbol).collect()))
 }
@@ -101,19 +122,20 @@ struct Line<'a> {
     address: u64,
     name: &'a str,
     module: Option<&'a str>,
+    is_code: bool,
 }
 
-/// Reads `ADDRESS TYPE NAME`, with `[MODULE]` behind it in modules. Only code with an address is one.
+/// Reads `ADDRESS TYPE NAME`, with `[MODULE]` behind it in modules. Only what has an address is one.
 fn parse(line: &str) -> Option<Line<'_>> {
     let mut words = line.split_ascii_whitespace();
     let address = u64::from_str_radix(words.next()?, 16).ok().filter(|address| *address != 0)?;
     // nm(1): T and t are code, W and w are weak.
-    words.next().filter(|kind| matches!(*kind, "T" | "t" | "W" | "w"))?;
+    let is_code = matches!(words.next()?, "T" | "t" | "W" | "w");
     // `$x` and `$d` mark code and data (ELF for the Arm 64-bit Architecture, mapping symbols); Linux 5.10
     // lists those of modules.
     let name = words.next().filter(|name| !name.starts_with('$'))?;
     let module = words.next().and_then(|word| word.strip_prefix('[')?.strip_suffix(']'));
-    Some(Line { address, name, module })
+    Some(Line { address, name, module, is_code })
 }
 
 #[cfg(test)]
@@ -157,12 +179,24 @@ ffffffffc0203014 t $d.1\t[slow]
             (0xffff_ffff_80ff_ffff, "none".to_owned()),
             (0xffff_ffff_c020_3005, format!("first {slow}")),
             (0xffff_ffff_c020_2008, format!("first {slow}")),
-            (0xffff_ffff_c020_2007, "late other ffffffffc0201000 ffffffffc0202000".to_owned()),
+            (0xffff_ffff_c020_1fff, "late other ffffffffc0201000 ffffffffc0202000".to_owned()),
             (0xffff_ffff_8100_01ff, "vfs_read".to_owned()),
         ];
         let addresses: Vec<u64> = cases.iter().map(|(address, _)| *address).collect();
         let expected: Vec<String> = cases.into_iter().map(|(_, name)| name).collect();
         assert_eq!(names(KALLSYMS, &addresses), Some(expected));
+    }
+
+    /// A module or BPF program that was unloaded since is nobody else's code.
+    #[test]
+    fn what_lies_behind_the_end_of_code_has_no_name() {
+        let behind = [0xffff_ffff_c020_2007, 0xffff_ffff_c020_4000, 0xffff_ffff_c000_0000, u64::MAX];
+        assert_eq!(names(KALLSYMS, &behind).unwrap(), ["none"; 4]);
+        // Without its end, the kernel's code ends with the page of its last function.
+        assert_eq!(names(KALLSYMS, &[0xffff_ffff_8100_0fff, 0xffff_ffff_8100_1000]).unwrap(), ["vfs_read", "none"]);
+        let ended = format!("{KALLSYMS}ffffffff81002000 D _etext\nffffffff81003000 t init_once\n");
+        let addresses = [0xffff_ffff_8100_1fff, 0xffff_ffff_8100_2000, 0xffff_ffff_8100_3000, 0xffff_ffff_c000_0000];
+        assert_eq!(names(&ended, &addresses).unwrap(), ["vfs_read", "none", "none", "none"]);
     }
 
     #[test]
