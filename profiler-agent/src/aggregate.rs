@@ -1,6 +1,8 @@
 //! From located samples to the profile. Every location is interned once; its symbols come later.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use profiler_common::address::{Bias, FileOffset, Pid, Svma, VirtualAddress};
 use profiler_model::{
@@ -9,21 +11,41 @@ use profiler_model::{
 
 use crate::kernel_symbols::KernelSymbol;
 use crate::locate::{LocatedFrame, LocatedSample};
+use crate::symbols::Wanted;
 use crate::tracker::{ANONYMOUS_CODE, Code, Executable, Tracker};
 use crate::worker::{FileKey, Frame};
 
 /// The kernel's half of the address space, on x86_64 and aarch64.
 const KERNEL_START: VirtualAddress = VirtualAddress(1 << 63);
 
+/// What makes a mapping another one for the profile: not who has it, nor from when to when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Place {
+    file: FileKey,
+    start: VirtualAddress,
+    end: VirtualAddress,
+    file_offset: FileOffset,
+    /// Whose it is, for memory without a file; 0 otherwise.
+    pid: Pid,
+}
+
+impl Place {
+    fn of(pid: Pid, code: &Code) -> Self {
+        let pid = if code.file == ANONYMOUS_CODE { pid } else { Pid(0) };
+        Self { file: code.file, start: code.start, end: code.end, file_offset: code.file_offset, pid }
+    }
+}
+
 /// The profile in the making, and which of its locations still need symbols.
 pub(crate) struct Aggregator {
     pub(crate) profile: Profile,
-    mappings: HashMap<(Pid, Code), (MappingId, Bias)>,
+    /// As many as the profile has.
+    mappings: HashMap<Place, (MappingId, Bias)>,
     kernel_mapping: MappingId,
     known: HashSet<LocationId>,
     /// The locations of each address of a file: one in every process that maps it.
     locations: HashMap<(FileKey, Svma), Vec<LocationId>>,
-    wanted: HashMap<FileKey, Vec<Svma>>,
+    pub(crate) wanted: Wanted,
     kernel_wanted: Vec<(LocationId, VirtualAddress)>,
     stack: Vec<LocationId>,
 }
@@ -40,7 +62,7 @@ impl Aggregator {
             kernel_mapping,
             known: HashSet::new(),
             locations: HashMap::new(),
-            wanted: HashMap::new(),
+            wanted: Wanted::default(),
             kernel_wanted: Vec::new(),
             stack: Vec::new(),
         }
@@ -93,28 +115,30 @@ impl Aggregator {
             } else if code.file == ANONYMOUS_CODE {
                 self.name(location, "[jit]");
             } else {
-                self.want(code.file, frame.address.in_file(bias), location);
+                let file = tracker.executable(code.file).and_then(|executable| executable.file.as_ref());
+                self.want((code.file, file), frame.address.in_file(bias), location);
             }
         }
         location
     }
 
-    fn want(&mut self, file: FileKey, address: Svma, location: LocationId) {
-        let locations = self.locations.entry((file, address)).or_default();
+    fn want(&mut self, (key, file): (FileKey, Option<&Arc<OwnedFd>>), address: Svma, location: LocationId) {
+        let locations = self.locations.entry((key, address)).or_default();
         if let Some(symbolized) = locations.first().and_then(|first| self.profile.lines(*first)) {
             let (lines, start) = (symbolized.to_vec(), self.profile.function_start(locations[0]));
             self.profile.set_lines(location, lines);
             if let Some(start) = start {
                 self.profile.set_function_start(location, start);
             }
-        } else if locations.is_empty() {
-            self.wanted.entry(file).or_default().push(address);
+        } else if let (true, Some(file)) = (locations.is_empty(), file) {
+            self.wanted.add(key, file, address);
         }
         locations.push(location);
     }
 
     fn mapping(&mut self, pid: Pid, code: Code, tracker: &Tracker) -> (MappingId, Bias) {
-        if let Some(known) = self.mappings.get(&(pid, code)) {
+        let place = Place::of(pid, &code);
+        if let Some(known) = self.mappings.get(&place) {
             return *known;
         }
         let executable = tracker.executable(code.file);
@@ -122,7 +146,7 @@ impl Aggregator {
         let path = executable.map_or("", |executable| executable.path.as_str());
         let build_id = executable.map_or("", |executable| executable.build_id.as_str());
         let discriminator = match build_id {
-            "" if code.file == ANONYMOUS_CODE => u64::from(pid.0),
+            "" if code.file == ANONYMOUS_CODE => u64::from(place.pid.0),
             "" => u64::from(code.file.0) << 32,
             _ => 0,
         };
@@ -140,7 +164,7 @@ impl Aggregator {
             self.profile.set_main_mapping(id);
         }
         if !executable.is_none_or(Executable::is_awaited) {
-            self.mappings.insert((pid, code), (id, bias));
+            self.mappings.insert(place, (id, bias));
         }
         (id, bias)
     }
@@ -152,9 +176,10 @@ impl Aggregator {
         self.profile.set_lines(location, vec![Line { function, line: 0, column: 0 }]);
     }
 
-    /// The addresses of user code to symbolize since this was last asked, by file.
-    pub(crate) fn take_wanted(&mut self) -> HashMap<FileKey, Vec<Svma>> {
-        std::mem::take(&mut self.wanted)
+    /// Locations in files of which no symbolizer said what is there, not even that nothing is.
+    pub(crate) fn unanswered_locations(&self) -> u64 {
+        let all = self.locations.values().flatten();
+        all.filter(|location| self.profile.lines(**location).is_none()).count() as u64
     }
 
     /// The kernel addresses to symbolize since this was last asked.

@@ -1,6 +1,33 @@
 //! What user space counts, under the names that the kernel programs use too, and what it has to say.
 
+use std::borrow::Cow;
+
 use profiler_common::counter::{COUNT, Counter};
+
+/// A path as it can be put into a command for a shell, whatever a process named its files: in quotes
+/// unless it is plain, and without bytes that a terminal obeys.
+pub(crate) fn quoted(path: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._/+-".contains(&byte);
+    // A first `-` would make it an option.
+    if !path.is_empty() && !path.starts_with('-') && path.bytes().all(plain) {
+        return Cow::Borrowed(path);
+    }
+    if path.chars().all(|letter| matches!(letter, ' '..='~') && letter != '\'') {
+        return Cow::Owned(if path.starts_with('-') { format!("'./{path}'") } else { format!("'{path}'") });
+    }
+    // POSIX.1-2024, Shell & Utilities, 2.2.4: dollar-single-quotes.
+    let mut text = "$'".to_owned();
+    for byte in path.bytes() {
+        match byte {
+            b'\'' | b'\\' => text.extend(['\\', char::from(byte)]),
+            b' '..=b'~' => text.push(char::from(byte)),
+            // Three octal digits, so that what follows is no part of it.
+            _ => text.push_str(&format!("\\{byte:03o}")),
+        }
+    }
+    text.push('\'');
+    Cow::Owned(text)
+}
 
 /// Notes that are kept: one hostile process can have as many damaged files as it likes.
 const MOST_NOTES: usize = 16;
@@ -52,6 +79,27 @@ impl Counts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_path_is_a_command() {
+        for (path, expected) in [
+            ("/usr/lib/libstdc++.so.6", "/usr/lib/libstdc++.so.6"),
+            ("/tmp/x; reboot", "'/tmp/x; reboot'"),
+            ("/tmp/$(id)`id`\\", "'/tmp/$(id)`id`\\'"),
+            ("/tmp/it's\\", r"$'/tmp/it\'s\\'"),
+            ("/a\n\u{1b}[2J7", r"$'/a\012\033[2J7'"),
+            ("/\u{fc}", r"$'/\303\274'"),
+            ("-rf", "'./-rf'"),
+            ("", "''"),
+        ] {
+            assert_eq!(quoted(path), expected);
+            let command = format!("printf %s {}", quoted(path));
+            // Where it has one: dash has no dollar-single-quotes.
+            if let Ok(output) = std::process::Command::new("bash").args(["-c", &command]).output() {
+                assert_eq!(String::from_utf8(output.stdout).unwrap().trim_start_matches("./"), path);
+            }
+        }
+    }
 
     #[test]
     fn notes_are_told_once_and_have_a_bound() {

@@ -1,40 +1,87 @@
 //! Symbols for the profile's locations: asked for while sampling goes on, so that a process that
 //! has ended by the time of the report has its names all the same.
 
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use profiler_common::address::Svma;
 use profiler_common::counter::Counter;
 
 use crate::aggregate::Aggregator;
-use crate::counts::Counts;
+use crate::counts::{Counts, quoted};
 use crate::kernel_symbols;
-use crate::tracker::Tracker;
-use crate::worker::{FileError, FileKey, Frame, Worker};
-use profiler_common::address::Svma;
+use crate::worker::{FileError, FileKey, Frame, MAX_ADDRESSES, Worker};
 
-/// Asks for what the aggregator wants to know of user code.
-pub(crate) fn request(aggregator: &mut Aggregator, tracker: &Tracker, worker: &mut Worker, counts: &mut Counts) {
-    for (key, addresses) in aggregator.take_wanted() {
-        let file = tracker.executable(key).and_then(|executable| executable.file.as_ref());
-        let asked = file.is_some_and(|file| worker.request_symbols(key, file, &addresses));
-        if !asked {
-            give_up(aggregator, key, &addresses, counts);
+/// Requests that the worker has at once: it works on one, and the rest is at hand.
+const REQUESTS_IN_FLIGHT: usize = 16;
+
+/// Addresses to symbolize. Those of a file gather while the worker has a request for it: what it may
+/// have to parse anew for each request can be large.
+#[derive(Default)]
+pub(crate) struct Wanted {
+    files: HashMap<FileKey, WantedOfFile>,
+    /// The files with addresses and without a request, the longest waiting one first.
+    ready: VecDeque<FileKey>,
+}
+
+struct WantedOfFile {
+    /// Kept open: whoever maps it may have ended when it is asked for.
+    file: Arc<OwnedFd>,
+    addresses: Vec<Svma>,
+    in_flight: bool,
+}
+
+impl Wanted {
+    /// Adds an address, which was not added before.
+    pub(crate) fn add(&mut self, key: FileKey, file: &Arc<OwnedFd>, address: Svma) {
+        let new = || WantedOfFile { file: Arc::clone(file), addresses: Vec::new(), in_flight: false };
+        let wanted = self.files.entry(key).or_insert_with(new);
+        if wanted.addresses.is_empty() && !wanted.in_flight {
+            self.ready.push_back(key);
+        }
+        wanted.addresses.push(address);
+    }
+
+    /// What to ask next: at most [`MAX_ADDRESSES`] of one file, of which nothing is in flight.
+    fn next(&mut self) -> Option<(FileKey, Arc<OwnedFd>, Vec<Svma>)> {
+        let key = self.ready.pop_front()?;
+        let wanted = self.files.get_mut(&key)?;
+        let rest = wanted.addresses.split_off(wanted.addresses.len().min(MAX_ADDRESSES));
+        wanted.in_flight = true;
+        Some((key, Arc::clone(&wanted.file), std::mem::replace(&mut wanted.addresses, rest)))
+    }
+
+    /// The request for this file is no longer in flight.
+    fn answered(&mut self, key: FileKey) {
+        match self.files.get_mut(&key) {
+            Some(wanted) if !wanted.addresses.is_empty() => {
+                wanted.in_flight = false;
+                self.ready.push_back(key);
+            }
+            _ => drop(self.files.remove(&key)),
         }
     }
 }
 
-fn give_up(aggregator: &mut Aggregator, key: FileKey, addresses: &[Svma], counts: &mut Counts) {
-    counts.add(Counter::SymbolizeFailed, addresses.len() as u64);
-    for address in addresses {
-        aggregator.symbolized(key, *address, &[]);
+/// Asks for what the aggregator wants to know of user code.
+pub(crate) fn request(aggregator: &mut Aggregator, worker: &mut Worker) {
+    while worker.pending() < REQUESTS_IN_FLIGHT
+        && let Some((key, file, addresses)) = aggregator.wanted.next()
+    {
+        // Its queue is far from full.
+        let _asked = worker.request_symbols(key, &file, &addresses);
     }
 }
 
-/// Takes in an answer of the worker.
+/// Takes in an answer of the worker. [`request`] has the next question.
 pub(crate) fn answered(
     aggregator: &mut Aggregator,
     counts: &mut Counts,
     (key, path): (FileKey, &str),
     result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,
 ) {
+    aggregator.wanted.answered(key);
     match result {
         Ok(symbolized) => {
             for (address, frames) in symbolized {
@@ -42,12 +89,17 @@ pub(crate) fn answered(
             }
         }
         // Memory that a just-in-time compiler maps from a file of its own.
-        Err(FileError::NotElf) => counts.add(Counter::SymbolizeFailed, 1),
+        Err(FileError::NotElf) => {}
         Err(reason) => {
-            counts.add(Counter::SymbolizeFailed, 1);
+            let path = quoted(path);
             counts.note(format!("functions of {path} have no names: {reason}. Look at it with: readelf -sW {path}"));
         }
     }
+}
+
+/// Counts the locations of user code whose symbols nobody has told and nobody will.
+pub(crate) fn count_failed(aggregator: &Aggregator, counts: &mut Counts) {
+    counts.add(Counter::SymbolizeFailed, aggregator.unanswered_locations());
 }
 
 /// Names the kernel locations that have no name yet. Returns why it could not, if so.
@@ -62,5 +114,35 @@ pub(crate) fn name_kernel(aggregator: &mut Aggregator) -> Option<String> {
             None
         }
         Err(why) => Some(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_one_request_at_a_time_and_the_rest_gathers() {
+        let file = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        let (big, small) = (FileKey(1), FileKey(2));
+        let mut wanted = Wanted::default();
+        let next = |wanted: &mut Wanted| wanted.next().map(|(key, _file, addresses)| (key, addresses.len()));
+        for address in 0..MAX_ADDRESSES as u64 + 2 {
+            wanted.add(big, &file, Svma(address));
+        }
+        wanted.add(small, &file, Svma(0));
+        assert_eq!(next(&mut wanted), Some((big, MAX_ADDRESSES)));
+        wanted.add(big, &file, Svma(1 << 20));
+        assert_eq!(next(&mut wanted), Some((small, 1)));
+        assert_eq!(next(&mut wanted), None, "both are in flight");
+        wanted.add(small, &file, Svma(1));
+        wanted.answered(small);
+        wanted.answered(big);
+        assert_eq!(next(&mut wanted), Some((small, 1)));
+        assert_eq!(next(&mut wanted), Some((big, 3)));
+        wanted.answered(big);
+        wanted.answered(small);
+        assert_eq!(next(&mut wanted), None);
+        assert_eq!(Arc::strong_count(&file), 1, "no file is kept open for nothing");
     }
 }
