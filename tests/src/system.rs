@@ -56,6 +56,23 @@ fn status(pid: u32, field: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
+/// The resident memory of a process in bytes; what it shares with others counts in parts, so that a
+/// sum over processes is true.
+#[must_use]
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// The CPU time of a process's first thread.
+#[must_use]
+pub fn cpu_time(pid: u32) -> Option<Duration> {
+    // Linux, Documentation/scheduler/sched-stats.rst: time on the CPU in ns, time waiting, slices.
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
+}
+
 /// The pids of all processes with this parent.
 #[must_use]
 pub fn children(parent: u32) -> Vec<u32> {

@@ -77,10 +77,12 @@ pub const WORKLOADS: &[Workload] = &[
     c("generated", "generated.c", &[]),
     c("leaderless", "leaderless.c", &["-pthread"]),
     c("storm", "storm.c", &[]),
+    c("churn", "churn.c", &[]),
     c("split", "split.c", &[]),
     c("brief", "brief.c", &[]),
     c("answer", "answer.c", &[]),
     c("take_event", "take_event.c", &[]),
+    c("bystander", "bystander.c", &[]),
 ];
 
 /// The file of a workload, built when its sources or its command line have changed.
