@@ -43,6 +43,8 @@ impl Profile {
         let (filtered, lost) = (self.figure("samples_filtered"), self.figure("samples_lost"));
         assert_eq!(taken, written + filtered + lost, "taken = written + filtered + lost: {:?}", self.quality);
         assert_eq!((named("filtered_"), named("lost_")), (filtered, lost), "{:?}", self.quality);
+        assert_eq!(self.figure("lost_unaccounted"), 0, "lost without a reason: {:?}", self.quality);
+        assert_eq!(self.figure("surplus_samples"), 0, "counted twice: {:?}", self.quality);
         assert_eq!(named("stacks_ended_"), written, "every stack has an end: {:?}", self.quality);
         assert_eq!(samples(&self.stacks), written, "folded");
         assert_eq!(
