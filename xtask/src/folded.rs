@@ -31,13 +31,10 @@ pub(crate) struct ChainShare {
     pub(crate) others: Vec<String>,
 }
 
-/// Looks for `chain` in the stacks of `program`; in all stacks where root frames name no program.
+/// Looks for `chain` in the stacks of `program`.
 pub(crate) fn chain_share(stacks: &[Stack<'_>], program: &str, chain: &[&str]) -> ChainShare {
     let named = |stack: &&Stack<'_>| stack.frames.first().is_some_and(|root| root.starts_with(program));
     let mut own: Vec<_> = stacks.iter().filter(named).collect();
-    if own.is_empty() {
-        own = stacks.iter().collect();
-    }
     let samples = |stacks: &[&Stack<'_>]| -> u64 { stacks.iter().map(|stack| stack.samples).sum() };
     let recorded = samples(&own);
     own.retain(|stack| !is_start_up(&stack.frames, chain));
@@ -107,7 +104,7 @@ mod tests {
         let share = |program, chain: &[&str]| chain_share(&stacks, program, chain);
         let others = vec!["prog;main;b 1".to_owned()];
         assert_eq!(share("prog", &["main", "a", "b"]), ChainShare { exact: 8, all: 9, start_up: 0, others });
-        assert_eq!((share("absent", &["main"]).exact, share("absent", &["main"]).all), (0, 14));
+        assert_eq!((share("absent", &["main"]).exact, share("absent", &["main"]).all), (0, 0));
         assert_eq!(
             chain_share(&[], "prog", &["main"]),
             ChainShare { exact: 0, all: 0, start_up: 0, others: Vec::new() }
@@ -125,7 +122,8 @@ mod tests {
     fn a_chain_is_exact() {
         let exact = |line: &str| chain_share(&parse(line), "prog", &["main", "a"]).exact == 1;
         assert!(exact("prog;__libc_start_main_impl;main;a 1"));
-        assert!(exact("main;a 1"));
+        assert!(exact("prog;main;a 1"));
+        assert!(!exact("other;main;a 1"));
         assert!(!exact("prog;bogus;main;a 1"));
         assert!(!exact("prog;main;x;a 1"));
         assert!(!exact("prog;main;a;a 1"));
