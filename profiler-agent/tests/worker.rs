@@ -289,10 +289,26 @@ async fn a_lost_child_costs_one_request() {
     assert!(worker.request_symbols(FileKey(4), &open(&file), &[outer]));
     tokio::time::pause();
     let late = symbols_reply(&mut worker, FileKey(3)).await;
-    assert_eq!(late, Err(FileError::Worker(WorkerFailure::TimedOut(Duration::from_secs(60)))));
+    assert_eq!(late, Err(FileError::Worker(WorkerFailure::TimedOut(Role::Symbols.time_limit()))));
     tokio::time::resume();
     assert!(symbols_reply(&mut worker, FileKey(4)).await.is_ok());
     assert_eq!((worker.restarts(), worker.pending()), (3, 0));
+}
+
+#[tokio::test]
+async fn a_child_that_uses_too_much_cpu_time_costs_that_file() {
+    let mut worker = worker(Role::Tables);
+    assert!(table(&mut worker, open(libc_path())).await.is_ok());
+    signal(&worker, Signal::STOP);
+    assert!(worker.request_table(FileKey(7), open(libc_path())));
+    assert!(tokio::time::timeout(Duration::from_millis(200), worker.next_reply()).await.is_err());
+    // What the kernel sends; it is there before the child can go on.
+    signal(&worker, Signal::XCPU);
+    signal(&worker, Signal::CONT);
+    let result = Err(FileError::Worker(WorkerFailure::OutOfCpuTime(Role::Tables.cpu_limit())));
+    assert_eq!(worker.next_reply().await, Reply::Table { key: FileKey(7), result });
+    assert_eq!(worker.restarts(), 1);
+    assert!(table(&mut worker, open(libc_path())).await.is_ok());
 }
 
 /// Gives an ELF file a symbol table of `entries` empty entries, 24 bytes each, which take no disk
@@ -406,7 +422,9 @@ async fn a_child_is_restricted() {
         assert_eq!(field(pid, "limits", "Max core file size")[..2], ["0", "0"]);
         assert_ne!(field(pid, "limits", "Max address space")[1], "unlimited");
         assert_ne!(field(pid, "limits", "Max data size")[1], "unlimited");
-        assert_eq!(nice(&pid.to_string()), (nice("self") + 10).min(19));
+        assert_ne!(field(pid, "limits", "Max cpu time")[0], "unlimited");
+        let nicer = if role == Role::Symbols { 10 } else { 0 };
+        assert_eq!(nice(&pid.to_string()), (nice("self") + nicer).min(19));
     }
 }
 

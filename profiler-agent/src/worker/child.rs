@@ -28,6 +28,8 @@ enum ChildError {
     Sandbox(#[from] sandbox::SandboxError),
     #[error("can't read how much memory is in use")]
     Memory(#[source] io::Error),
+    #[error("can't limit the CPU time")]
+    CpuTime(#[source] io::Error),
     #[error("the socket to the parent failed")]
     Socket(#[from] io::Error),
     #[error("the parent's request makes no sense")]
@@ -60,6 +62,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
     let socket = stdin.as_fd();
     let mut symbols = Symbols::default();
     while let Some((file, addresses)) = receive(socket)? {
+        sandbox::allow_cpu_time(role.cpu_limit()).map_err(ChildError::CpuTime)?;
         let work = AssertUnwindSafe(|| match role {
             Role::Tables => tables::build(file).map(|table| table_message::encode(&table)),
             Role::Symbols => symbols.answer(file, &addresses).map(|frames| message::encode_symbols(&frames)),

@@ -67,12 +67,23 @@ impl Role {
         [Self::Tables, Self::Symbols].into_iter().find(|role| role.word() == word)
     }
 
-    /// How long one request may take; then the child is killed. The slowest files seen need a tenth.
+    /// How much CPU time one request may take; then the kernel ends the child. The slowest files seen
+    /// need a tenth.
+    #[must_use]
+    pub const fn cpu_limit(self) -> Duration {
+        match self {
+            Self::Tables => Duration::from_secs(20),
+            Self::Symbols => Duration::from_secs(60),
+        }
+    }
+
+    /// How long one request may take, also where the child has to wait for a CPU or for a file's bytes;
+    /// then it is killed.
     #[must_use]
     pub const fn time_limit(self) -> Duration {
         match self {
-            Self::Tables => Duration::from_secs(30),
-            Self::Symbols => Duration::from_secs(60),
+            Self::Tables => Duration::from_secs(50),
+            Self::Symbols => Duration::from_secs(180),
         }
     }
 }
@@ -155,6 +166,9 @@ pub enum WorkerFailure {
     /// It was killed because its answer was not a possible one.
     #[error("answered nonsense: {0}")]
     Nonsense(&'static str),
+    /// It was ended because the request took more CPU time than the [`Role::cpu_limit`].
+    #[error("used more than {} s of CPU time", .0.as_secs())]
+    OutOfCpuTime(Duration),
     /// It could not be started again.
     #[error("could not be restarted: {0}")]
     NotStarted(String),

@@ -6,6 +6,7 @@ use std::error::Error;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use profiler_common::address::Svma;
 use profiler_unwind::UnwindTable;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::Signal;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -207,6 +209,7 @@ impl Answer {
 /// collects it.
 #[derive(Debug)]
 struct Link {
+    role: Role,
     child: Child,
     socket: UnixStream,
 }
@@ -225,7 +228,7 @@ impl Link {
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| WorkerError::Start { program: program.to_owned(), source })?;
-        Ok(Self { child, socket })
+        Ok(Self { role, child, socket })
     }
 
     /// Whether the child is there and, as it has to be, silent.
@@ -284,10 +287,13 @@ impl Link {
 
     /// How the child ended, after `error` on its socket.
     async fn ending(&mut self, error: &io::Error) -> WorkerFailure {
-        WorkerFailure::Crashed(match timeout(EXIT_LIMIT, self.child.wait()).await {
-            Ok(Ok(status)) => status.to_string(),
-            _ => error.to_string(),
-        })
+        match timeout(EXIT_LIMIT, self.child.wait()).await {
+            Ok(Ok(status)) if status.signal() == Some(Signal::XCPU.as_raw()) => {
+                WorkerFailure::OutOfCpuTime(self.role.cpu_limit())
+            }
+            Ok(Ok(status)) => WorkerFailure::Crashed(status.to_string()),
+            _ => WorkerFailure::Crashed(error.to_string()),
+        }
     }
 }
 

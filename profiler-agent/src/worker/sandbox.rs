@@ -1,6 +1,7 @@
 //! What a worker may do: little. Applied once, before the first request is read.
 
 use std::io;
+use std::time::Duration;
 
 use libc::c_long;
 use rustix::process::{Resource, Rlimit, Signal};
@@ -11,7 +12,8 @@ use seccompiler::{
 
 use super::Role;
 
-/// Below everything that serves requests, above `SCHED_IDLE`, which may starve for minutes.
+/// How nice the one for symbols is: below everything that serves requests, above `SCHED_IDLE`, which may
+/// starve for minutes. Tables are little work, and samples wait for them.
 const NICE: i32 = 10;
 /// Open files: 3 standard ones, `statm`, and the cache of symbols, each file at most twice.
 const MAX_OPEN_FILES: u64 = 64;
@@ -34,7 +36,9 @@ impl SandboxError {
 pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(SandboxError::at("to die with the parent"))?;
-    rustix::process::nice(NICE).map_err(SandboxError::at("nice"))?;
+    if role == Role::Symbols {
+        rustix::process::nice(NICE).map_err(SandboxError::at("nice"))?;
+    }
     set_limits(role)?;
     // When memory runs out this process goes before the agent and before what it observes. Without
     // /proc or on a kernel that refuses nothing is lost but that order.
@@ -64,6 +68,16 @@ fn set_limits(role: Role) -> Result<(), SandboxError> {
         rustix::process::setrlimit(resource, new).map_err(SandboxError::at("setrlimit"))?;
     }
     Ok(())
+}
+
+/// Lets this process use `more` CPU time, to the next second, than it has used; then the kernel ends it
+/// (SIGXCPU). A process that a file has taken over can do the same: the parent's time limit remains.
+pub(super) fn allow_cpu_time(more: Duration) -> io::Result<()> {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).tv_sec.unsigned_abs();
+    let maximum = rustix::process::getrlimit(Resource::Cpu).maximum;
+    let limit = used.saturating_add(more.as_secs()).saturating_add(1);
+    let current = Some(maximum.map_or(limit, |maximum| maximum.min(limit)));
+    Ok(rustix::process::setrlimit(Resource::Cpu, Rlimit { current, maximum })?)
 }
 
 /// Keeps the one to read files, and only for symbols: there files are opened again, by
@@ -135,6 +149,12 @@ fn conditional() -> Vec<Conditional> {
     ]
 }
 
+/// `prlimit64` of this process's CPU time only.
+fn own_cpu_time() -> Result<SeccompRule, seccompiler::BackendError> {
+    let equal = |argument, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+    SeccompRule::new(vec![equal(0, 0)?, equal(1, Resource::Cpu as u64)?])
+}
+
 /// The filter of `role`.
 ///
 /// What it does not allow fails with EPERM and does not kill: the call does not happen either way,
@@ -154,6 +174,7 @@ fn filter(role: Role) -> Result<BpfProgram, SandboxError> {
         let rule = condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(failed())?;
         rules.push((call, vec![rule]));
     }
+    rules.push((libc::SYS_prlimit64, vec![own_cpu_time().map_err(failed())?]));
     let refuse = SeccompAction::Errno(libc::EPERM.cast_unsigned());
     let architecture = std::env::consts::ARCH.try_into().map_err(failed())?;
     SeccompFilter::new(rules.into_iter().collect(), refuse, SeccompAction::Allow, architecture)
@@ -201,6 +222,21 @@ mod tests {
                 assert_eq!(error.kind(), PermissionDenied, "{role:?}: call {index}: {error}");
             }
         }
+    }
+
+    #[test]
+    fn of_limits_only_the_own_cpu_time_can_be_set() {
+        let parent = rustix::process::getppid();
+        let (cpu, files, parents_cpu) = filtered(Role::Tables, move || {
+            let unlimited = || Rlimit { current: None, maximum: None };
+            (
+                rustix::process::setrlimit(Resource::Cpu, rustix::process::getrlimit(Resource::Cpu)),
+                rustix::process::setrlimit(Resource::Nofile, unlimited()),
+                rustix::process::prlimit(parent, Resource::Cpu, unlimited()).map(drop),
+            )
+        });
+        let refused = Err(rustix::io::Errno::PERM);
+        assert_eq!((cpu, files, parents_cpu), (Ok(()), refused, refused));
     }
 
     #[test]
