@@ -158,7 +158,7 @@ fn storm_of_mappings() {
     println!("{right} of {working} samples at work have the chain");
     assert!(working >= 200 && right * 1000 >= working * 995, "{right} of {working}");
     let share = profile.share("storm", &[&chain, &from_main(&["storm", ANY])]);
-    assert!(share.part() >= 0.95, "{share:?}");
+    assert!(share.part() >= LEAST, "{share:?} {:?}", profile.quality);
 }
 
 /// The profiler is stopped until records of mappings are lost, among them that of a library: it reads
@@ -188,7 +188,7 @@ fn lost_records_of_mappings() {
     assert!(profile.figure("sideband_lost") > 0, "{:?}", profile.quality);
     let before = from_main(&["host_leaf"]);
     let after = from_main(&["call", "plugin_entry", "plugin_middle", "plugin_leaf"]);
-    profile.check_chains("host", &[&before, &after], 0.9);
+    profile.check_chains("host", &[&before, &after], LEAST);
     assert!(profile.share("host", &[&after]).part() > 0.6, "{:?}", profile.share("host", &[&after]));
 }
 

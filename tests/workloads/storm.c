@@ -6,7 +6,7 @@
 
 #include "work.h"
 
-#define TURNS 20000
+#define TURNS 5000
 
 LEAF(leaf)
 LINK(outer, leaf)
