@@ -6,6 +6,7 @@
 
 use profiler_common::row::Rule;
 
+use crate::crt;
 use crate::segment::Arch;
 
 /// Bytes of code without CFI that are read in one file; what lies behind them goes by the frame
@@ -78,6 +79,12 @@ pub(crate) fn rules<E>(
             cover(address.saturating_sub(1), current)?;
             cover(address.saturating_add(bytes.len() as u64), rule)?;
             at += bytes.len();
+        } else if let Some(rows) = start_file_code(arch, current, address, rest) {
+            cover(address, current)?;
+            at += rows.last().map_or(1, |(length, _rule)| *length);
+            for (length, rule) in rows {
+                cover(address.saturating_add(length as u64), rule)?;
+            }
         } else if let Some(distance) = prologue(arch, code, at) {
             if distance == 1 {
                 cover(address.saturating_sub(1), current)?;
@@ -106,6 +113,12 @@ pub(crate) fn rules<E>(
         }
     }
     cover(start.saturating_add(code.len() as u64), current)
+}
+
+/// The rules of a function of the start files, by where they end, if one is at the start of `code`.
+fn start_file_code(arch: Arch, current: Rule, address: u64, code: &[u8]) -> Option<Vec<(usize, Rule)>> {
+    let unknown = arch == Arch::X86_64 && current == Rule::NO_FRAME_POINTER;
+    if unknown { crt::rules(address, code) } else { None }
 }
 
 /// When `mov %rsp, %rbp` is at `at`: how many bytes before it rbp was pushed.

@@ -13,6 +13,7 @@ mod aarch64;
 mod bare;
 mod bytes;
 mod cfi;
+mod crt;
 mod elf;
 mod entry;
 mod error;

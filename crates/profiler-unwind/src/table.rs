@@ -215,7 +215,8 @@ impl<F: ReadAt> Builder<'_, F> {
                 self.cover_hole(span.start)?;
                 self.cover_span(sources, span)?;
             }
-            self.cover_hole(segment.end().0)?;
+            // Nothing follows that would need padding, but a short `_fini` may be there.
+            self.cover_gap(segment.end().0)?;
         }
         Ok(())
     }
@@ -261,6 +262,12 @@ impl<F: ReadAt> Builder<'_, F> {
         {
             return self.tiles.cover(until, rule);
         }
+        self.cover_gap(until)
+    }
+
+    /// Covers up to `until` where no FDE does and what is there is no padding.
+    fn cover_gap(&mut self, until: u64) -> Result<(), BuildError> {
+        let start = self.tiles.covered_to();
         let (plts, arch) = (self.plts, self.elf.arch);
         let first = plts.partition_point(|plt| plt.end <= start);
         for plt in plts.iter().skip(first).take_while(|plt| plt.start < until) {

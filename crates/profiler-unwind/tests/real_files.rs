@@ -7,7 +7,7 @@ use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EndianSlice, EvaluationResult, LittleEndian, Location, Register,
     RegisterRule, UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value,
 };
-use object::{Object, ObjectSection};
+use object::{Object, ObjectSection, ObjectSymbol};
 use profiler_common::address::{FileOffset, Svma, VirtualAddress};
 use profiler_common::row::{END, OTHER_REGISTERS, Rule, SLOT_FP_UNKNOWN, UNSUPPORTED};
 use profiler_unwind::{
@@ -391,4 +391,51 @@ fn loaders_begin_at_their_entry_points_and_libraries_do_not() {
         let ended = (0..128).take_while(|at| lookup(&table, Svma(entry + at)) == Some(Rule::END)).count();
         assert_eq!(ended, length, "{path}");
     }
+}
+
+/// `_init` and `_fini` as objdump shows them: what the return address is above rsp, in words.
+#[test]
+fn start_files_are_unwound_at_every_instruction() {
+    let mut checked = 0;
+    for path in ["/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0", "/usr/lib/x86_64-linux-gnu/libselinux.so.1"] {
+        let Ok(bytes) = std::fs::read(path) else {
+            println!("skipped {path}: not on this machine");
+            continue;
+        };
+        let table = build(&bytes).unwrap();
+        let elf = object::File::parse(&*bytes).unwrap();
+        for name in [".init", ".fini"] {
+            let section = elf.section_by_name(name).unwrap();
+            let code = section.data().unwrap();
+            let sub_at = code.windows(4).position(|bytes| bytes == [0x48, 0x83, 0xec, 0x08]).unwrap();
+            let add_at = code.windows(4).position(|bytes| bytes == [0x48, 0x83, 0xc4, 0x08]).unwrap();
+            for at in 0..code.len() {
+                let words = if (sub_at + 4..add_at + 4).contains(&at) { 2 } else { 1 };
+                let found = lookup(&table, Svma(section.address() + at as u64));
+                assert_eq!(found, Some(Rule::x86_64(0, 0, words)), "{path} {name} at {at}");
+                checked += 1;
+            }
+        }
+    }
+    println!("{checked} addresses");
+}
+
+#[test]
+fn no_code_of_the_start_files_is_cut() {
+    const FUNCTIONS: [&str; 6] =
+        ["_init", "_fini", "deregister_tm_clones", "register_tm_clones", "__do_global_dtors_aux", "frame_dummy"];
+    let path = "/proc/self/exe";
+    let bytes = std::fs::read(path).unwrap();
+    let table = build(&bytes).unwrap();
+    if table.arch != Arch::X86_64 {
+        return;
+    }
+    let elf = object::File::parse(&*bytes).unwrap();
+    let mut checked = 0;
+    for symbol in elf.symbols().filter(|symbol| symbol.name().is_ok_and(|name| FUNCTIONS.contains(&name))) {
+        let rule = lookup(&table, Svma(symbol.address()));
+        assert_eq!(rule, Some(Rule::x86_64(0, 0, 1)), "{path}: {}", symbol.name().unwrap());
+        checked += 1;
+    }
+    assert!(checked == 0 || checked == FUNCTIONS.len(), "{checked} of them: is the program linked by gcc?");
 }

@@ -1,0 +1,155 @@
+//! x86_64: the code that gcc's and glibc's start files put into every program and library, without CFI.
+//! Short-lived programs are often sampled there: its first instructions bring in pages.
+//!
+//! Known by its bytes, as gcc 8 and later and glibc 2.25 and later have it, with and without `-fPIC` and
+//! `-fcf-protection`. Other code stays unknown.
+
+use profiler_common::row::Rule;
+
+/// The return address is at rsp.
+const NO_FRAME: Rule = Rule::x86_64(0, 0, 1);
+/// After `sub $8, %rsp`.
+const ONE_WORD: Rule = Rule::x86_64(0, 0, 2);
+/// After `push %rbp`.
+const RBP_PUSHED: Rule = Rule::x86_64(0, 2, 2);
+
+/// `endbr64`, which may be in front.
+const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
+/// What sections of code are aligned to at least; functions of C to [`ALIGNMENT`].
+const SECTION_ALIGNMENT: u64 = 4;
+const ALIGNMENT: u64 = 16;
+
+/// `deregister_tm_clones` and `register_tm_clones` (gcc/libgcc/crtstuff.c), which use no stack. Bytes in
+/// hexadecimal; `..` is any byte. Linkers turn a load of an address into one of a constant.
+const LEAVES: [&str; 4] = [
+    "48 8d 3d .. .. .. .. 48 8d 05 .. .. .. .. 48 39 f8 74 15 48 .. .. .. .. .. .. 48 85 c0 74 09 ff e0 \
+     0f 1f 80 00 00 00 00 c3",
+    "48 8d 3d .. .. .. .. 48 8d 35 .. .. .. .. 48 29 fe 48 89 f0 48 c1 ee 3f 48 c1 f8 03 48 01 c6 48 d1 fe \
+     74 14 48 .. .. .. .. .. .. 48 85 c0 74 08 ff e0 66 0f 1f 44 00 00 c3",
+    "b8 .. .. .. .. 48 3d .. .. .. .. 74 13 b8 .. .. .. .. 48 85 c0 74 09 bf .. .. .. .. ff e0 66 90 c3",
+    "be .. .. .. .. 48 81 ee .. .. .. .. 48 89 f0 48 c1 ee 3f 48 c1 f8 03 48 01 c6 48 d1 fe \
+     74 11 b8 .. .. .. .. 48 85 c0 74 07 bf .. .. .. .. ff e0 c3",
+];
+
+/// `_init` and `_fini` (glibc/sysdeps/x86_64/crti.S, crtn.S): sub $8, %rsp; ...; add $8, %rsp; ret.
+const ONE_WORD_USED: [&str; 2] =
+    ["48 83 ec 08 48 .. .. .. .. .. .. 48 85 c0 74 02 ff d0 48 83 c4 08 c3", "48 83 ec 08 48 83 c4 08 c3"];
+
+/// `__do_global_dtors_aux` (gcc/libgcc/crtstuff.c) up to its first ret: cmpb; jne to its other ret; push
+/// %rbp; ...; pop %rbp; ret.
+const DTORS: [&str; 3] = [
+    "80 3d .. .. .. .. 00 75 .. 55 48 83 3d .. .. .. .. 00 48 89 e5 74 0c 48 8b 3d .. .. .. .. \
+     e8 .. .. .. .. e8 .. .. .. .. c6 05 .. .. .. .. 01 5d c3",
+    "80 3d .. .. .. .. 00 75 .. 55 48 89 e5 e8 .. .. .. .. c6 05 .. .. .. .. 01 5d c3",
+    // In static programs it also gives up what unwinders were told.
+    "80 3d .. .. .. .. 00 75 .. 55 48 89 e5 e8 .. .. .. .. b8 .. .. .. .. 48 85 c0 74 0a bf .. .. .. .. \
+     e8 .. .. .. .. c6 05 .. .. .. .. 01 5d c3",
+];
+/// Where it pushes rbp, behind the jne, in bytes.
+const DTORS_PUSH_AT: usize = 9;
+
+/// Up to which byte of `code`, which is at `address`, which rule holds, in ascending order, when a
+/// function of the start files begins there.
+pub(crate) fn rules(address: u64, code: &[u8]) -> Option<Vec<(usize, Rule)>> {
+    if !address.is_multiple_of(SECTION_ALIGNMENT) {
+        return None;
+    }
+    let body = code.strip_prefix(ENDBR64).unwrap_or(code);
+    let before = code.len() - body.len();
+    let one_of = |templates: &[&str]| templates.iter().find_map(|template| matched(template, body));
+    if let Some(length) = one_of(&ONE_WORD_USED) {
+        let end = before + length;
+        return Some(vec![(before + 4, NO_FRAME), (end - 1, ONE_WORD), (end, NO_FRAME)]);
+    }
+    if !address.is_multiple_of(ALIGNMENT) {
+        return None;
+    }
+    if let Some(length) = one_of(&LEAVES) {
+        return Some(vec![(before + length, NO_FRAME)]);
+    }
+    let length = one_of(&DTORS)?;
+    let other_ret = DTORS_PUSH_AT + usize::from(*body.get(DTORS_PUSH_AT - 1)?);
+    if other_ret < length || body.get(other_ret) != Some(&0xc3) {
+        return None;
+    }
+    let popped = before + length - 1;
+    let end = before + other_ret + 1;
+    Some(vec![
+        (before + DTORS_PUSH_AT + 1, NO_FRAME),
+        (popped, RBP_PUSHED),
+        (frame_dummy(address, code, end), NO_FRAME),
+    ])
+}
+
+/// The end of `frame_dummy`, which is one jump, when it follows the function that ends at `end`;
+/// otherwise `end`.
+fn frame_dummy(address: u64, code: &[u8], end: usize) -> usize {
+    let padding = address.saturating_add(end as u64).wrapping_neg() % ALIGNMENT;
+    let at = end + usize::try_from(padding).unwrap_or(0);
+    let endbr64 = if code.get(at..).is_some_and(|code| code.starts_with(ENDBR64)) { ENDBR64.len() } else { 0 };
+    let jump_at = at + endbr64;
+    match code.get(jump_at..) {
+        Some([0xe9, _, _, _, _, ..]) => jump_at + 5,
+        Some([0xeb, _, ..]) => jump_at + 2,
+        _ => end,
+    }
+}
+
+/// The length of `template` when `code` begins with it.
+fn matched(template: &str, code: &[u8]) -> Option<usize> {
+    let mut length = 0;
+    for token in template.split_ascii_whitespace() {
+        let byte = code.get(length)?;
+        if token != ".." && u8::from_str_radix(token, 16) != Ok(*byte) {
+            return None;
+        }
+        length += 1;
+    }
+    Some(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of a template, with 0x11 for any.
+    fn bytes(template: &str) -> Vec<u8> {
+        template.split_ascii_whitespace().map(|token| u8::from_str_radix(token, 16).unwrap_or(0x11)).collect()
+    }
+
+    #[test]
+    fn init_and_fini_at_every_instruction() {
+        let fini = bytes(ONE_WORD_USED[1]);
+        assert_eq!(rules(0x1004, &fini).unwrap(), [(4, NO_FRAME), (8, ONE_WORD), (9, NO_FRAME)]);
+        let init = [ENDBR64, &bytes(ONE_WORD_USED[0])].concat();
+        assert_eq!(rules(0x1000, &init).unwrap(), [(8, NO_FRAME), (26, ONE_WORD), (27, NO_FRAME)]);
+        assert_eq!(rules(0x1002, &init), None, "no place for a section");
+        assert_eq!(rules(0x1000, &init[..26]), None, "its end is missing");
+    }
+
+    #[test]
+    fn destructors_push_rbp_and_return_in_two_places() {
+        // jne leads to the second ret, three bytes behind the first.
+        let mut code = bytes(DTORS[1]);
+        code[8] = 27 + 3 - 9;
+        code.extend([0x0f, 0x1f, 0, 0xc3]);
+        let expected = [(10, NO_FRAME), (26, RBP_PUSHED), (31, NO_FRAME)];
+        assert_eq!(rules(0x1000, &code).unwrap(), expected);
+        // Then frame_dummy, at the next place for a function.
+        code.extend([0x90, 0xf3, 0x0f, 0x1e, 0xfa, 0xeb, 0x11, 0x55]);
+        assert_eq!(rules(0x1000, &code).unwrap()[2], (38, NO_FRAME));
+        code[8] += 1;
+        assert_eq!(rules(0x1000, &code), None, "jne leads elsewhere");
+    }
+
+    #[test]
+    fn leaves_have_no_frame_and_other_code_is_unknown() {
+        for template in LEAVES {
+            let mut code = bytes(template);
+            assert_eq!(rules(0x1000, &code).unwrap(), [(code.len(), NO_FRAME)]);
+            *code.last_mut().unwrap() = 0x90;
+            assert_eq!(rules(0x1000, &code), None);
+        }
+        assert_eq!(rules(0x1000, &[]), None);
+    }
+}
