@@ -51,6 +51,8 @@ const EXAMPLES: &str = "Examples:
 Output files (-o) by the end of their names:
   .svg     flame graph        .folded  folded stacks        .pb.gz  pprof (go tool pprof)
 
+Ctrl-C, SIGTERM and SIGHUP end a recording and write everything; Ctrl-C again, a second later or more, gives up.
+
 Exit code: 0 done (or that of COMMAND, unless -d ended it), 1 failed, 2 bad usage, 3 not permitted or not supported here.";
 
 /// `spanflame record`.
@@ -81,9 +83,6 @@ pub struct Record {
     /// Do all but unwind user stacks: the floor that unwinding is measured against
     #[arg(long, hide = true)]
     pub no_unwind: bool,
-    /// Leave the clock of this CPU off: to see that what is missed is counted
-    #[arg(long, hide = true, value_name = "CPU")]
-    pub without_cpu: Option<u32>,
     /// Profile this command, from its first instruction to its end
     #[arg(last = true, value_name = "COMMAND")]
     pub exec: Vec<OsString>,

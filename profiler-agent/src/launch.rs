@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
 
 use profiler_common::address::Pid;
 use rustix::process::{Signal, WaitOptions};
@@ -19,6 +20,12 @@ pub const SUBCOMMAND: &str = "launch";
 /// Exit codes of a shell that can't run a command.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
+
+/// The exit code of what SIGKILL ended.
+pub(crate) const KILLED: u8 = 128 + 9;
+
+/// How long what was killed may take to be gone when we failed.
+const TIME_TO_DIE: Duration = Duration::from_secs(1);
 
 /// Why a command could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -40,12 +47,14 @@ pub enum LaunchError {
     Failed(OsString, std::io::Error),
 }
 
-/// A command that was started. What is left of it is killed when this is dropped before it ended.
+/// A command that was started. All that comes from it is killed when this is dropped, unless it is
+/// left alone with [`Launched::leave`].
 ///
 /// We are the reaper of what it leaves without a parent, so all that comes from it can be found.
 pub(crate) struct Launched {
     child: Child,
     ended: Option<ExitStatus>,
+    left_alone: bool,
 }
 
 impl Launched {
@@ -63,7 +72,7 @@ impl Launched {
             .args(command)
             .spawn()
             .map_err(failed)?;
-        let launched = Self { child, ended: None };
+        let launched = Self { child, ended: None, left_alone: false };
         let pid = rustix::process::Pid::from_child(&launched.child);
         let waited = rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED);
         match waited.map_err(|error| failed(error.into()))? {
@@ -81,34 +90,46 @@ impl Launched {
         kill(self.pid(), Signal::CONT);
     }
 
-    /// Sends a signal to all that comes from the command, daemons too.
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// Whether the command or something that comes from it still runs, or was not waited for.
+    pub(crate) fn is_left(&mut self) -> bool {
+        self.ended().is_none() || self.family().into_iter().any(|pid| proc_fs::living_thread(pid).is_some())
+    }
+
+    /// Kills what is there of it now.
+    pub(crate) fn kill(&mut self) {
         for pid in self.family() {
-            kill(pid, signal);
+            kill(pid, Signal::KILL);
         }
+        let _gone = self.child.kill();
     }
 
-    /// Whether something that comes from the command still runs.
-    pub(crate) fn is_left(&self) -> bool {
-        self.family().into_iter().any(|pid| proc_fs::living_thread(pid).is_some())
+    /// The recording is a success: what the command left running goes on.
+    pub(crate) fn leave(mut self) {
+        self.left_alone = true;
     }
 
-    /// Waits for what lost its parent to us and has ended.
-    pub(crate) fn reap_orphans(&self) {
-        let is_worker = |pid| proc_fs::name(pid).is_some_and(|name| name.starts_with(worker::NAME_START));
-        for orphan in proc_fs::children().into_iter().filter(|pid| *pid != self.pid() && !is_worker(*pid)) {
+    /// Waits for what lost its parent to us and has ended: all our children but the command and the
+    /// workers that run. A worker that was given up may be waited for here, too.
+    pub(crate) fn reap_orphans(&self, workers: &[Option<Pid>]) {
+        for orphan in proc_fs::children().into_iter().filter(|pid| *pid != self.pid() && !workers.contains(&Some(*pid)))
+        {
             if let Some(orphan) = process_id(orphan) {
                 let _lives = rustix::process::waitpid(Some(orphan), WaitOptions::NOHANG);
             }
         }
     }
 
-    /// Our descendants that do not run our own program: those are our workers.
-    fn family(&self) -> Vec<Pid> {
+    /// All that comes from the command, daemons too: our descendants that are no workers.
+    pub(crate) fn family(&self) -> Vec<Pid> {
         let us = Pid(std::process::id());
         let ours = proc_fs::program_of(us);
+        // The command may be, or start, a profiler as well.
+        let is_worker = |pid| {
+            proc_fs::program_of(pid) == ours
+                && proc_fs::name(pid).is_some_and(|name| name == "exe" || name.starts_with(worker::NAME_START))
+        };
         let mut family = proc_fs::with_descendants(&[us]).unwrap_or_default();
-        family.retain(|pid| *pid != us && (*pid == self.pid() || proc_fs::program_of(*pid) != ours));
+        family.retain(|pid| *pid != us && (*pid == self.pid() || !is_worker(*pid)));
         family
     }
 
@@ -123,17 +144,26 @@ impl Launched {
 
 impl Drop for Launched {
     fn drop(&mut self) {
-        if self.ended().is_none() {
-            // Stopped or not, it must not outlive us, nor may what it started.
-            self.signal(Signal::KILL);
-            let _gone = self.child.kill();
-            let _reaped = self.child.wait();
+        if self.left_alone {
+            return;
+        }
+        // Stopped or not, it must not outlive us, nor may what it started.
+        let end = Instant::now() + TIME_TO_DIE;
+        while self.is_left() && Instant::now() < end {
+            self.kill();
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
-/// It may have ended a moment ago.
-fn kill(pid: Pid, signal: Signal) {
+/// Whether a process has what a terminal's keys send to us.
+pub(crate) fn is_in_our_group(pid: Pid) -> bool {
+    let group = process_id(pid).and_then(|pid| rustix::process::getpgid(Some(pid)).ok());
+    group == Some(rustix::process::getpgrp())
+}
+
+/// Sends a signal to a process, which may have ended a moment ago.
+pub(crate) fn kill(pid: Pid, signal: Signal) {
     let _gone = process_id(pid).map(|pid| rustix::process::kill_process(pid, signal));
 }
 

@@ -1,30 +1,29 @@
 //! `spanflame record`: from a command line to a written profile.
 
 use std::collections::HashSet;
-use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use profiler_common::address::Pid;
 use profiler_export::ExportError;
 use profiler_export::top::Top;
-use profiler_model::{Figures, Profile};
+use profiler_model::Profile;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{self, Record};
-use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, online_cpus};
+use crate::ending::{Stopped, end_command};
+use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, online_cpus, terminal};
 use crate::launch::{self, LaunchError, Launched};
 use crate::output::{Output, OutputError};
+use crate::report::{self, Progress};
 use crate::session::{Session, SessionError, about, family};
+use crate::signals::Signals;
 use crate::tracker::Interest;
 use crate::{clock, proc_fs};
 
 /// Rows in the table of the hottest functions.
 const TABLE_ROWS: usize = 25;
-
-/// How long a command may take to end after it was told to.
-const END_OF_COMMAND: Duration = Duration::from_secs(5);
 
 /// Why there is no profile.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +52,18 @@ pub enum RecordError {
     /// The result can't be shown.
     #[error("cannot show the result: {0}")]
     Show(#[from] ExportError),
-    /// A second signal came while the profile was being finished.
+    /// Ctrl-C came once more while the profile was being finished.
     #[error("interrupted again: nothing was written")]
     Interrupted,
-    /// The result can't be printed, or signals can't be waited for.
-    #[error("{0}")]
-    System(#[from] std::io::Error),
+    /// Stdout can't be written.
+    #[error("cannot print the result on stdout: {0}. Write it to a file with -o")]
+    Print(#[source] std::io::Error),
+    /// Signals can't be waited for.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] std::io::Error),
+    /// Nothing can be waited for.
+    #[error("cannot set up the event loop: {0}. Try: ulimit -n 1024")]
+    Runtime(#[source] std::io::Error),
 }
 
 impl RecordError {
@@ -77,12 +82,12 @@ impl RecordError {
 /// Runs the command.
 ///
 /// # Errors
-/// With what failed and what to do; then nothing is left behind: no child, no empty file.
+/// With what failed and what to do; then nothing is left behind: no child, no file.
 pub fn run(options: &Record) -> Result<ExitCode, RecordError> {
     check_target(options)?;
     check_support()?;
     check_frequency(options.frequency.get())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RecordError::Runtime)?;
     runtime.block_on(record(options))
 }
 
@@ -109,8 +114,8 @@ fn raise_open_files() {
 }
 
 async fn record(options: &Record) -> Result<ExitCode, RecordError> {
-    let mut signals = Signals::new()?;
-    let mut outputs = options.output.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>, _>>()?;
+    let mut signals = Signals::new().map_err(RecordError::Signals)?;
+    let outputs = options.output.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>, _>>()?;
     let mut launched = match options.exec.as_slice() {
         [] => None,
         command => Some(Launched::start(command)?),
@@ -126,37 +131,65 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
         launched.go();
     }
     let stopped = wait_for_end(&mut session, options, launched.as_mut(), &mut signals).await?;
-    let profile = {
-        let finish = session.finish(started_ns);
-        let interrupted = async {
-            match &mut launched {
-                Some(launched) => end_command(launched, stopped).await,
-                None => std::future::pending().await,
-            }
+    // First of all it stops sampling; the command is told to end while the profile is finished. When
+    // there is no profile, there is nothing to wait for either.
+    let deliver = async {
+        let profile = tokio::select! {
+            biased;
+            profile = session.finish(started_ns) => profile?,
+            () = signals.interrupted_again() => return Err(RecordError::Interrupted),
         };
-        tokio::pin!(finish);
-        tokio::pin!(interrupted);
-        let mut command_over = false;
-        loop {
-            tokio::select! {
-                profile = &mut finish => break profile?,
-                () = &mut interrupted, if !command_over => command_over = true,
-                _ = signals.next() => return Err(RecordError::Interrupted),
-            }
-        }
+        Ok(deliver(options, &profile, outputs))
     };
-    // Each as far as it goes: a full disk costs one file, not the profile.
-    let written: Vec<_> = outputs.iter_mut().map(|output| output.write(&profile)).collect();
-    show(options, &profile, &outputs)?;
-    written.into_iter().collect::<Result<(), _>>()?;
-    if let Some(launched) = &mut launched {
-        end_command(launched, stopped).await;
-    }
-    Ok(match launched.as_mut().and_then(Launched::ended) {
+    let end = async {
+        Ok(match &mut launched {
+            Some(launched) => end_command(launched, stopped).await,
+            None => None,
+        })
+    };
+    let (delivered, ended) = tokio::try_join!(biased; deliver, end)?;
+    delivered?;
+    let Some(launched) = launched else { return Ok(ExitCode::SUCCESS) };
+    launched.leave();
+    Ok(match stopped {
         // Ended by us for the time, its code says nothing of it.
-        Some(status) if stopped != Stopped::ByTime => ExitCode::from(launch::exit_code(status)),
-        _ => ExitCode::SUCCESS,
+        Stopped::ByTime => ExitCode::SUCCESS,
+        _ => ExitCode::from(ended.map_or(launch::KILLED, launch::exit_code)),
     })
+}
+
+/// Writes and prints the profile, each output as far as it goes: a full disk costs one file.
+fn deliver(options: &Record, profile: &Profile, mut outputs: Vec<Output>) -> Result<(), RecordError> {
+    let written: Vec<_> = outputs.iter_mut().map(|output| output.write(profile)).collect();
+    let printed = print(options, profile);
+    let mut failures = Vec::new();
+    for (output, written) in outputs.iter().zip(written) {
+        match written {
+            Ok(()) => cli::complain(&format!("wrote {}", output.path().display())),
+            Err(error) => failures.push(error.into()),
+        }
+    }
+    failures.extend(printed.err());
+    report::tell(profile);
+    let last: Option<RecordError> = failures.pop();
+    for failure in failures {
+        cli::complain(&failure.to_string());
+    }
+    last.map_or(Ok(()), Err)
+}
+
+/// Prints what was asked for on stdout: the table is the answer when there are no files.
+fn print(options: &Record, profile: &Profile) -> Result<(), RecordError> {
+    let text = if options.json {
+        let mut json = Top::of(profile).json()?;
+        json.push(b'\n');
+        json
+    } else if options.output.is_empty() {
+        Top::of(profile).table(TABLE_ROWS, report::terminal_width()).into_bytes()
+    } else {
+        return Ok(());
+    };
+    cli::answer(&text).map_err(RecordError::Print)
 }
 
 fn interest(options: &Record, launched: Option<&Launched>) -> Interest {
@@ -207,42 +240,7 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
         ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),
         sideband_bytes: SIDEBAND_BYTES,
         unwind: !options.no_unwind,
-        without_cpu: options.without_cpu,
     })
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stopped {
-    ByTime,
-    BySignal(Signal),
-    ByCommand,
-    ProcessesEnded,
-}
-
-/// The signals that end a recording, from its first step on.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The next one. Cancel-safe.
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::INT,
-            _ = self.terminate.recv() => Signal::TERM,
-            _ = self.hang_up.recv() => Signal::HUP,
-        }
-    }
 }
 
 async fn wait_for_end(
@@ -251,7 +249,7 @@ async fn wait_for_end(
     mut launched: Option<&mut Launched>,
     signals: &mut Signals,
 ) -> Result<Stopped, RecordError> {
-    let mut child = signal(SignalKind::child())?;
+    let mut child = signal(SignalKind::child()).map_err(RecordError::Signals)?;
     let end = options.duration.map(|duration| tokio::time::Instant::now() + duration);
     let mut progress = Progress::new();
     loop {
@@ -271,8 +269,9 @@ async fn wait_for_end(
         };
         let next = async {
             tokio::select! {
+                biased;
+                signal = signals.next() => Some(Stopped::BySignal { signal, by_keys: by_keys(signal) }),
                 () = over => Some(Stopped::ByTime),
-                signal = signals.next() => Some(Stopped::BySignal(signal)),
                 _ = child.recv() => None,
                 () = tokio::time::sleep(Duration::from_secs(1)) => None,
             }
@@ -282,109 +281,13 @@ async fn wait_for_end(
             return Ok(stopped);
         }
         if let Some(launched) = &launched {
-            launched.reap_orphans();
+            launched.reap_orphans(&session.workers());
         }
         progress.show(session.samples_delivered());
     }
 }
 
-/// Ends a command that outlived the recording, and all that it started: by the signal that ended us,
-/// or by SIGTERM. An interrupt from the terminal went to the command as well. What a command leaves
-/// running that ended by itself is left alone.
-async fn end_command(launched: &mut Launched, stopped: Stopped) {
-    match stopped {
-        Stopped::ByCommand => return,
-        Stopped::BySignal(Signal::INT) if in_foreground() => {}
-        Stopped::BySignal(signal) => launched.signal(signal),
-        Stopped::ByTime | Stopped::ProcessesEnded => launched.signal(Signal::TERM),
-    }
-    let end = tokio::time::Instant::now() + END_OF_COMMAND;
-    while (launched.ended().is_none() || launched.is_left()) && tokio::time::Instant::now() < end {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    launched.signal(Signal::KILL);
-}
-
-/// Whether we, and so the command, are what the terminal's keys send signals to.
-fn in_foreground() -> bool {
-    rustix::termios::tcgetpgrp(std::io::stdin()).is_ok_and(|group| group == rustix::process::getpgrp())
-}
-
-/// A line on the terminal that says how it goes.
-struct Progress {
-    terminal: bool,
-    started: std::time::Instant,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { terminal: std::io::stderr().is_terminal(), started: std::time::Instant::now() }
-    }
-
-    fn show(&mut self, samples: u64) {
-        if self.terminal {
-            let seconds = self.started.elapsed().as_secs();
-            let _closed = write!(std::io::stderr(), "\rrecording: {seconds} s, {samples} samples (Ctrl-C stops) ");
-        }
-    }
-
-    fn clear(&mut self) {
-        if self.terminal {
-            let _closed = write!(std::io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
-fn show(options: &Record, profile: &Profile, outputs: &[Output]) -> Result<(), RecordError> {
-    if options.json {
-        let mut json = Top::of(profile).json()?;
-        json.push(b'\n');
-        cli::answer(&json)?;
-    } else if outputs.is_empty() {
-        cli::answer(Top::of(profile).table(TABLE_ROWS, terminal_width()).as_bytes())?;
-    }
-    for output in outputs {
-        cli::complain(&format!("wrote {}", output.path().display()));
-    }
-    cli::complain(&summary(profile));
-    cli::complain(&conservation(profile));
-    for note in profile.notes() {
-        cli::complain(note);
-    }
-    Ok(())
-}
-
-fn summary(profile: &Profile) -> String {
-    let figures = Figures::of(profile);
-    let quality = &profile.quality;
-    let mut text = format!("{} samples in {:.1} s", figures.samples, profile.about().duration_ns as f64 / 1e9);
-    if figures.samples > 0 {
-        let share = 100.0 * (1.0 - figures.incomplete as f64 / figures.samples as f64);
-        text.push_str(&format!(", {share:.1}% of the stacks complete"));
-    }
-    text.push_str(&format!(", {} lost", quality.samples_lost()));
-    if let Some(missed) = quality.missed_by_kernel {
-        text.push_str(&format!(", {} missed by the kernel (+- {})", missed.count, missed.uncertainty));
-    }
-    if figures.samples == 0 {
-        text.push_str(". No CPU time was used: idle and waiting threads are not sampled");
-    }
-    text
-}
-
-/// What became of every sample that was taken, each by name.
-fn conservation(profile: &Profile) -> String {
-    let quality = &profile.quality;
-    let mut text = format!("{} taken = {} written", quality.samples_taken, Figures::of(profile).samples);
-    for (name, count) in quality.filtered.iter().chain(&quality.lost) {
-        text.push_str(&format!(" + {count} {name}"));
-    }
-    for (name, count) in &quality.errors {
-        text.push_str(&format!("; {count} {name}"));
-    }
-    text
-}
-
-fn terminal_width() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stdout()).map_or(100, |size| usize::from(size.ws_col).max(60))
+/// Whether this signal came from the keys of our terminal.
+fn by_keys(signal: Signal) -> bool {
+    matches!(signal, Signal::INT | Signal::QUIT) && terminal::last_from_keys()
 }

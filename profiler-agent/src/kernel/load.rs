@@ -58,8 +58,6 @@ pub struct LoadOptions {
     pub sideband_bytes: usize,
     /// Unwind user stacks; without it a sample costs all but that.
     pub unwind: bool,
-    /// A CPU whose clock stays off.
-    pub without_cpu: Option<u32>,
 }
 
 /// The loaded kernel side.
@@ -119,7 +117,7 @@ impl Kernel {
         attach_tracepoints(&mut ebpf, &mut figures)?;
         let programs = load_sampling_programs(&mut ebpf, &mut figures)?;
         let mut clocks = Vec::with_capacity(cpus.len());
-        for cpu in cpus.iter().filter(|cpu| options.without_cpu != Some(**cpu)) {
+        for cpu in &cpus {
             let clock = PerfEvent::cpu_clock(*cpu, options.frequency_hz)?;
             clock.set_program(programs.sample.as_fd())?;
             clocks.push(clock);

@@ -13,6 +13,7 @@ mod programs;
 mod records;
 pub mod sideband;
 mod tables;
+pub mod terminal;
 mod wake;
 
 pub use check::{check_frequency, check_support};

@@ -44,7 +44,6 @@ pub fn verifier_report() -> Result<Vec<ProgramFigures>, KernelError> {
         ring_bytes: 1 << 16,
         sideband_bytes: 64 << 10,
         unwind: true,
-        without_cpu: None,
     };
     Ok(Kernel::load(&options)?.figures)
 }
