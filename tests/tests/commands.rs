@@ -1,15 +1,13 @@
-//! `record -- COMMAND`, how a recording ends, and what is said when there is none.
+//! `record -- COMMAND`, the files that it writes, and what is said when there is no recording.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use rustix::process::Signal;
-use spanflame_tests::system::{Program, children, name, runs, wait_for};
 use spanflame_tests::{Lab, Running, lab};
 
 /// Runs `spanflame record` with these arguments only.
@@ -74,86 +72,6 @@ fn command_that_cannot_be_executed() {
     assert!(!output.status.success() && stderr.contains("rubbish"), "{output:?}");
 }
 
-fn check_stopped_by(signal: Signal) {
-    let Some(lab) = lab() else { return };
-    let _program = Program::start(&lab.workload("chain12"), &["120"]);
-    let running = lab.record(&["-a", "-F", "199"]).start();
-    running.wait_until_sampling();
-    running.signal(signal);
-    let ended = running.end();
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.stderr);
-    assert_eq!(ended.files().len(), 2);
-    let _checked = ended.profile();
-}
-
-#[test]
-fn interrupt_writes_everything() {
-    check_stopped_by(Signal::INT);
-}
-
-#[test]
-fn termination_writes_everything() {
-    check_stopped_by(Signal::TERM);
-}
-
-/// The command of a recording, when it has become that.
-fn command_of(running: &Running, program: &str) -> u32 {
-    let find = || children(running.pid()).into_iter().find(|pid| name(*pid).as_deref() == Some(program));
-    wait_for("the command to start", || find().is_some());
-    find().unwrap()
-}
-
-/// Ctrl-C at a terminal goes to the command too.
-#[test]
-fn interrupt_of_a_command() {
-    let Some(lab) = lab() else { return };
-    let running = lab.record(&["-F", "199"]).in_own_group().of(&lab.workload("chain12"), &["120"]);
-    let command = command_of(&running, "chain12");
-    running.wait_until_sampling();
-    running.signal_group(Signal::INT);
-    let ended = running.end();
-    assert!(!runs(command), "left running");
-    assert!([Some(0), Some(128 + 2)].contains(&ended.status.code()), "{ended:?}");
-    assert_eq!(ended.files().len(), 2, "{ended:?}");
-    let _checked = ended.profile();
-}
-
-#[test]
-fn termination_ends_the_command() {
-    let Some(lab) = lab() else { return };
-    let running = lab.record(&["-F", "199"]).of(&lab.workload("chain12"), &["120"]);
-    let command = command_of(&running, "chain12");
-    running.wait_until_sampling();
-    running.signal(Signal::TERM);
-    let ended = running.end();
-    assert!(!runs(command), "left running");
-    assert_eq!(ended.files().len(), 2, "{ended:?}");
-    let _checked = ended.profile();
-}
-
-#[test]
-fn the_command_does_not_outlive_a_killed_profiler() {
-    let Some(lab) = lab() else { return };
-    let running = lab.record(&["-F", "199"]).of(&lab.workload("chain12"), &["120"]);
-    let command = command_of(&running, "chain12");
-    let workers = children(running.pid());
-    running.signal(Signal::KILL);
-    let ended = running.end();
-    assert_eq!(ended.status.signal(), Some(9));
-    wait_for("the command to die", || !runs(command));
-    wait_for("the workers to die", || workers.iter().all(|pid| !runs(*pid)));
-}
-
-#[test]
-fn duration_ends_the_command() {
-    let Some(lab) = lab() else { return };
-    let running = lab.record(&["-F", "499", "-d", "3s"]).of(&lab.workload("chain12"), &["120"]);
-    let command = command_of(&running, "chain12");
-    let ended = running.end();
-    assert!(!runs(command), "left running: {ended:?}");
-    let _checked = ended.profile();
-}
-
 /// Refused before anything is sampled, and before the command is started.
 #[test]
 fn unwritable_output() {
@@ -194,20 +112,61 @@ fn failing_leaves_files_as_they_are() {
     for failing in [["-o", "/proc/x.svg", "-a"].as_slice(), &["--", "no-such-program-here"]] {
         check_refused(&spanflame(&lab, &[outputs.as_slice(), failing].concat()), 1, &[]);
         assert_eq!(fs::read_to_string(&kept).unwrap(), "main;a 1\n");
-        assert!(!new.exists());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "something new");
     }
 }
 
-/// A shorter profile leaves nothing of a longer file behind.
+/// What can't be written is neither called written nor half there, and the rest is written.
+#[test]
+fn full_disk() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    symlink("/dev/full", folder.path().join("device.svg")).unwrap();
+    fs::create_dir(folder.path().join("disk")).unwrap();
+    let script = "mount -t tmpfs -o size=64k disk disk && echo old > disk/old.svg && ! cat /dev/zero > disk/zeros
+        \"$0\" record -o disk/old.svg -o disk/new.svg -o device.svg -o good.svg -- true
+        code=$?; cat disk/old.svg; ls -A disk; exit $code";
+    let mut command = Command::new("unshare");
+    let output = command.args(["-m", "sh", "-c", script]).arg(lab.program()).current_dir(&folder).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!((output.status.code(), &*stdout), (Some(1), "old\nold.svg\nzeros\n"), "{stderr}");
+    let written: Vec<_> = stderr.lines().filter(|line| line.contains("wrote")).collect();
+    assert_eq!(written, ["spanflame: wrote good.svg"]);
+    for path in ["disk/old.svg", "disk/new.svg", "device.svg"] {
+        assert!(stderr.contains(&format!("cannot write {path}: No space left on device")), "{stderr}");
+    }
+    assert!(folder.path().join("good.svg").exists());
+}
+
+#[test]
+fn full_stdout() {
+    let Some(lab) = lab() else { return };
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = Command::new(lab.program()).args(["record", "--json", "--", "true"]).stdout(full).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cannot print") && stderr.contains("stdout") && stderr.contains("-o"), "{stderr}");
+}
+
+/// A shorter profile leaves nothing of a longer file behind; links and rights stay as they are.
 #[test]
 fn outputs_are_replaced() {
     let Some(lab) = lab() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("x.folded");
+    let (file, link) = (folder.path().join("x.folded"), folder.path().join("link.folded"));
+    let dangling = folder.path().join("dangling.folded");
     fs::write(&file, "main;a 1\n".repeat(100_000)).unwrap();
-    let output = spanflame(&lab, &["-o", file.to_str().unwrap(), "--", "true"]);
-    assert_eq!(output.status.code(), Some(0));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o604)).unwrap();
+    std::os::unix::fs::chown(&file, Some(65534), Some(65534)).unwrap();
+    symlink("x.folded", &link).unwrap();
+    symlink("new.folded", &dangling).unwrap();
+    let outputs = ["-o", link.to_str().unwrap(), "-o", dangling.to_str().unwrap(), "--", "true"];
+    assert_eq!(spanflame(&lab, &outputs).status.code(), Some(0));
     assert!(!fs::read_to_string(&file).unwrap().contains("main;a 1"));
+    let metadata = file.metadata().unwrap();
+    assert_eq!((metadata.mode() & 0o777, metadata.uid(), metadata.gid()), (0o604, 65534, 65534));
+    assert!(link.is_symlink() && dangling.is_symlink() && folder.path().join("new.folded").is_file());
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 4, "something else is left");
 }
 
 #[test]
