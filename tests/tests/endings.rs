@@ -49,7 +49,7 @@ fn repeated_signals_write_everything() {
     check_stopped_by(&[Signal::TERM; 100]);
     check_stopped_by(&[Signal::TERM, Signal::HUP, Signal::HUP, Signal::TERM].repeat(25));
     // All within the second in which an interrupt is not taken for another one.
-    check_stopped_by(&[Signal::INT; 10]);
+    check_stopped_by(&[Signal::INT; 3]);
 }
 
 /// The command of a recording, when it has become that.
