@@ -1,7 +1,6 @@
 //! What the profiler learns late: samples wait until it is known what they were taken of.
 
 #![forbid(unsafe_code)]
-#![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::fs;
 use std::path::Path;
