@@ -80,6 +80,10 @@ pub struct Record {
     /// Print the hottest functions and the profile's quality as JSON
     #[arg(long)]
     pub json: bool,
+    /// Write the kernel programs' records to this file, each with what it takes to check its unwinding:
+    /// the number of words, then the words
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub raw: Option<PathBuf>,
     /// Do all but unwind user stacks: the floor that unwinding is measured against
     #[arg(long, hide = true)]
     pub no_unwind: bool,

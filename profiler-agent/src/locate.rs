@@ -45,7 +45,7 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
         if let Some(stale) = frames.iter().position(|frame| is_stale(process, &header, *frame)) {
             frames.truncate(stale + 1);
             stop = StopReason::MappingChanged;
-        } else if stop.can_go_on() {
+        } else if stop.can_go_on() && !header.whole_stack {
             stop = match go_on(sample, tracker, process, &mut frames) {
                 GoneOn::Stopped(stop) => stop,
                 GoneOn::NeedsTable(_file) if give_up => StopReason::NoUnwindTable,

@@ -49,6 +49,9 @@ pub enum RecordError {
     /// A check of the kernel's side failed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The file for raw records can't be created.
+    #[error("cannot write raw records: {0}. Choose another place with --raw")]
+    Raw(std::io::Error),
     /// The result can't be shown.
     #[error("cannot show the result: {0}")]
     Show(#[from] ExportError),
@@ -125,6 +128,9 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
     let interest = interest(options, launched.as_ref());
     let title = title(options);
     let mut session = Session::build(&load_options(options)?, interest, about(title, options.frequency))?;
+    if let Some(path) = &options.raw {
+        session.keep_raw(std::fs::File::create(path).map_err(RecordError::Raw)?);
+    }
     session.start()?;
     let started_ns = clock::monotonic().0;
     if let Some(launched) = &launched {
@@ -222,9 +228,9 @@ fn title(options: &Record) -> String {
 }
 
 fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
-    /// Room for a quarter of a second of samples of this size.
-    const USUAL_RECORD_BYTES: u64 = 2048;
-    const LEAST_RING_BYTES: u32 = 1 << 20;
+    /// Room for a quarter of a second of samples of this size: at first they bring copies of stacks.
+    const USUAL_RECORD_BYTES: u64 = 8 << 10;
+    const LEAST_RING_BYTES: u32 = 4 << 20;
     const MOST_RING_BYTES: u32 = 16 << 20;
     const SIDEBAND_BYTES: usize = 16 << 20;
     /// 32 MiB: 4 million rows. rustc with its LLVM alone has 2.2 million.
@@ -240,6 +246,7 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
         ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),
         sideband_bytes: SIDEBAND_BYTES,
         unwind: !options.no_unwind,
+        whole_stack: options.raw.is_some(),
     })
 }
 

@@ -7,8 +7,9 @@
 //! ```
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::future::Future;
-use std::io;
+use std::io::{self, BufWriter};
 use std::path::Path;
 use std::time::Duration;
 
@@ -83,6 +84,7 @@ pub(crate) struct Session {
     /// Sideband records up to this time are applied, on all CPUs.
     settled: MonotonicNs,
     frequency_hz: u32,
+    raw: Option<BufWriter<File>>,
 }
 
 impl Session {
@@ -112,6 +114,7 @@ impl Session {
             tidied: MonotonicNs(0),
             settled: MonotonicNs(0),
             frequency_hz: options.frequency_hz,
+            raw: None,
         })
     }
 
@@ -123,6 +126,11 @@ impl Session {
         self.busy = BusyTime::start();
         self.sampling.start()?;
         Ok(())
+    }
+
+    /// Writes every record to `file` as well: the number of its words, then the words.
+    pub(crate) fn keep_raw(&mut self, file: File) {
+        self.raw = Some(BufWriter::new(file));
     }
 
     /// Samples so far.
@@ -172,6 +180,12 @@ impl Session {
     fn drain(&mut self) {
         let settled = MonotonicNs(clock::monotonic().0.saturating_sub(SETTLE_NS));
         while let Some(record) = self.records.take() {
+            if let Some(raw) = &mut self.raw
+                && let Err(error) = write_raw(raw, record)
+            {
+                self.counts.note(format!("not all records were written: {error}"));
+                self.raw = None;
+            }
             self.waiting.push(record);
         }
         self.sideband.drain(&mut self.events);
@@ -306,6 +320,11 @@ impl Session {
         }
         Ok(quality)
     }
+}
+
+fn write_raw(raw: &mut impl io::Write, record: &[u64]) -> io::Result<()> {
+    let length = record.len() as u64;
+    [length].iter().chain(record).try_for_each(|word| raw.write_all(&word.to_ne_bytes()))
 }
 
 /// What the profile says about where it was made.

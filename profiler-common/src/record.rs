@@ -34,7 +34,7 @@ pub mod word {
     pub const CPU_GENERATION: usize = 3;
     /// The thread's name, 16 bytes in two words.
     pub const COMM: usize = 4;
-    /// Registers at the last user frame: pc, sp, fp, lr.
+    /// Registers at the last user frame, or at the first one with a whole stack: pc, sp, fp, lr.
     pub const REGISTERS: usize = 6;
     /// Bytes of stack copy, a multiple of 8.
     pub const STACK_BYTES: usize = 10;
@@ -42,6 +42,8 @@ pub mod word {
 
 /// In `flags`: the sample hit kernel mode.
 pub const FLAG_KERNEL_MODE: u8 = 1;
+/// In `flags`: registers and stack are those that the sample began with.
+pub const FLAG_WHOLE_STACK: u8 = 1 << 1;
 
 macro_rules! stop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
@@ -132,9 +134,11 @@ pub struct SampleHeader {
     pub comm: [u8; 16],
     /// Whether the sample hit kernel mode.
     pub kernel_mode: bool,
+    /// Whether `registers` and the stack copy are those that the sample began with.
+    pub whole_stack: bool,
     /// Why the user stack ends.
     pub stop: StopReason,
-    /// pc, sp, fp, lr at the last user frame.
+    /// pc, sp, fp, lr at the last user frame; at the first one with a whole stack.
     pub registers: [u64; 4],
 }
 
@@ -218,6 +222,7 @@ impl<'a> Sample<'a> {
             generation: (words[word::CPU_GENERATION] >> 32) as u32,
             comm,
             kernel_mode: (shape >> 8) as u8 & FLAG_KERNEL_MODE != 0,
+            whole_stack: (shape >> 8) as u8 & FLAG_WHOLE_STACK != 0,
             stop,
             registers: [
                 words[word::REGISTERS],

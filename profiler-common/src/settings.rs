@@ -51,4 +51,7 @@ settings! {
     WAKE_UP_BYTES;
     /// 0: the sample program does everything but unwind (a floor to measure against).
     UNWIND;
+    /// 1: every record has the registers and the stack that the sample began with, so that its
+    /// unwinding can be checked.
+    WHOLE_STACK;
 }

@@ -4,7 +4,9 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEU
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::counter::Counter;
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, SCRATCH_WORDS};
-use profiler_common::record::{FLAG_KERNEL_MODE, HEADER_WORDS, OTHER_REGISTER_WORDS, StopReason, shape_word, word};
+use profiler_common::record::{
+    FLAG_KERNEL_MODE, FLAG_WHOLE_STACK, HEADER_WORDS, OTHER_REGISTER_WORDS, StopReason, shape_word, word,
+};
 
 use crate::barrier::opaque;
 use crate::maps::{RECORDS, Walk, count};
@@ -18,19 +20,21 @@ const RECORD_BYTES: u64 = SCRATCH_WORDS as u64 * 8;
 pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopReason) {
     let kernel_frames = walk.kernel_frames;
     let user_frames = walk.user_frames;
-    let flags = walk.kernel_mode * u64::from(FLAG_KERNEL_MODE);
+    let whole_stack = settings::whole_stack() != 0;
+    let flags = walk.kernel_mode * u64::from(FLAG_KERNEL_MODE) | u64::from(whole_stack) * u64::from(FLAG_WHOLE_STACK);
+    let registers = if whole_stack { &walk.first } else { &walk.registers };
     record[word::SHAPE] = shape_word(flags, stop as u64, kernel_frames, user_frames);
     record[word::CPU_GENERATION] |= u64::from(walk.process.generation) << 32;
-    record[word::REGISTERS] = walk.registers.pc;
-    record[word::REGISTERS + 1] = walk.registers.sp;
-    record[word::REGISTERS + 2] = walk.registers.fp;
-    record[word::REGISTERS + 3] = walk.registers.lr;
+    record[word::REGISTERS] = registers.pc;
+    record[word::REGISTERS + 1] = registers.sp;
+    record[word::REGISTERS + 2] = registers.fp;
+    record[word::REGISTERS + 3] = registers.lr;
     let frames_end = HEADER_WORDS as u64 + kernel_frames + user_frames;
     let mut used = frames_end * 8;
     let mut copied = 0;
-    if stop.can_go_on() {
+    if whole_stack || stop.can_go_on() {
         let stack_at = frames_end + OTHER_REGISTER_WORDS as u64;
-        copied = copy_stack(record, stack_at * 8, walk.registers.sp);
+        copied = copy_stack(record, stack_at * 8, registers.sp);
         if copied != 0 {
             let mut index = 0;
             while index < OTHER_REGISTER_WORDS {

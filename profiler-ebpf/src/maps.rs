@@ -16,6 +16,8 @@ pub(crate) type Chunk = [u64; CHUNK_BYTES / 8];
 pub(crate) struct Walk {
     /// The registers of the frame to unwind next.
     pub(crate) registers: Registers,
+    /// The registers of the first frame.
+    pub(crate) first: Registers,
     /// Where the process's ranges are.
     pub(crate) process: ProcessEntry,
     /// 1: the sample hit kernel mode.

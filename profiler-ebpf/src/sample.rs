@@ -44,6 +44,9 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     walk.registers = Registers { pc: 0, sp: 0, fp: 0, lr: 0, interrupted: 0, exact: 1 };
 
     let stop = start_walk(process, walk);
+    if settings::whole_stack() != 0 {
+        walk.first = walk.registers;
+    }
     if stop == StopReason::Complete && settings::unwind() != 0 {
         // SAFETY: the context is this program's own.
         unsafe { PROGRAMS.tail_call(ctx, 0) };

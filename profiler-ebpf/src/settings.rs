@@ -30,4 +30,5 @@ settings! {
     POINTER_AUTH_MASK pointer_auth_mask,
     WAKE_UP_BYTES wake_up_bytes,
     UNWIND unwind,
+    WHOLE_STACK whole_stack,
 }

@@ -58,6 +58,8 @@ pub struct LoadOptions {
     pub sideband_bytes: usize,
     /// Unwind user stacks; without it a sample costs all but that.
     pub unwind: bool,
+    /// Records carry what is needed to check their unwinding.
+    pub whole_stack: bool,
 }
 
 /// The loaded kernel side.
@@ -175,6 +177,7 @@ fn settings(options: &LoadOptions) -> Result<Vec<(Setting, u64)>, KernelError> {
         (Setting::POINTER_AUTH_MASK, POINTER_AUTH_MASK),
         (Setting::WAKE_UP_BYTES, u64::from(options.ring_bytes) / 4),
         (Setting::UNWIND, u64::from(options.unwind)),
+        (Setting::WHOLE_STACK, u64::from(options.whole_stack)),
     ])
 }
 

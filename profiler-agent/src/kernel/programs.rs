@@ -44,6 +44,7 @@ pub fn verifier_report() -> Result<Vec<ProgramFigures>, KernelError> {
         ring_bytes: 1 << 16,
         sideband_bytes: 64 << 10,
         unwind: true,
+        whole_stack: false,
     };
     Ok(Kernel::load(&options)?.figures)
 }
