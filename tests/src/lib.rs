@@ -10,6 +10,7 @@ mod lab;
 mod pprof;
 mod profile;
 mod record;
+pub mod reference;
 mod stack;
 pub mod system;
 mod workload;
