@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use profiler_common::address::{Bias, FileOffset, Pid, Svma, VirtualAddress};
+use profiler_common::address::{Bias, FileOffset, MonotonicNs, Pid, Svma, VirtualAddress};
 use profiler_model::{
     FoundBy, FrameKind, Function, Labels, Line, LocationId, LocationKey, Mapping, MappingId, Profile, StringId,
 };
@@ -12,8 +12,8 @@ use profiler_model::{
 use crate::kernel_symbols::KernelSymbol;
 use crate::locate::{LocatedFrame, LocatedSample};
 use crate::symbols::Wanted;
-use crate::tracker::{ANONYMOUS_CODE, Code, Executable, Tracker};
-use crate::worker::{FileKey, Frame};
+use crate::tracker::{ALWAYS, Code, Executable, Tracker};
+use crate::worker::{FileKey, Frame, Meaning};
 
 /// The kernel's half of the address space, on x86_64 and aarch64.
 const KERNEL_START: VirtualAddress = VirtualAddress(1 << 63);
@@ -25,15 +25,8 @@ struct Place {
     start: VirtualAddress,
     end: VirtualAddress,
     file_offset: FileOffset,
-    /// Whose it is, for memory without a file; 0 otherwise.
-    pid: Pid,
-}
-
-impl Place {
-    fn of(pid: Pid, code: &Code) -> Self {
-        let pid = if code.file == ANONYMOUS_CODE { pid } else { Pid(0) };
-        Self { file: code.file, start: code.start, end: code.end, file_offset: code.file_offset, pid }
-    }
+    /// Whose it is, for generated code: what process, and since when it is what it is.
+    owner: Option<(Pid, MonotonicNs)>,
 }
 
 /// The profile in the making, and which of its locations still need symbols.
@@ -48,7 +41,34 @@ pub(crate) struct Aggregator {
     pub(crate) wanted: Wanted,
     kernel_wanted: Vec<(LocationId, VirtualAddress)>,
     stack: Vec<LocationId>,
+    /// Locations of generated code that have no name yet, since this was last emptied.
+    pub(crate) unnamed: Vec<(VirtualAddress, LocationId)>,
 }
+
+/// What is known of the generated code in a stack; of what is left out nothing is known yet.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Names<'a> {
+    /// Places in the user stack, rising.
+    pub(crate) positions: &'a [usize],
+    /// What is at each of these places.
+    pub(crate) meanings: &'a [Meaning],
+    pub(crate) frames: &'a [Frame],
+}
+
+impl<'a> Names<'a> {
+    /// What is at a place; `Err` says whether it may be told later.
+    fn at(&self, position: usize) -> Result<&'a Frame, MayCome> {
+        let index = self.positions.binary_search(&position).ok();
+        match index.and_then(|index| self.meanings.get(index)) {
+            Some(Meaning::Function(at)) => self.frames.get(*at as usize).ok_or(MayCome(false)),
+            Some(Meaning::Replaced) => Err(MayCome(false)),
+            Some(Meaning::Unknown) | None => Err(MayCome(true)),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct MayCome(bool);
 
 impl Aggregator {
     pub(crate) fn new(mut profile: Profile) -> Self {
@@ -65,16 +85,26 @@ impl Aggregator {
             wanted: Wanted::default(),
             kernel_wanted: Vec::new(),
             stack: Vec::new(),
+            unnamed: Vec::new(),
         }
     }
 
     /// Adds one sample.
-    pub(crate) fn add(&mut self, sample: &LocatedSample, tracker: &Tracker) {
+    pub(crate) fn add(&mut self, sample: &LocatedSample, tracker: &Tracker, names: Names<'_>) {
         let header = &sample.header;
         let mut stack = std::mem::take(&mut self.stack);
         stack.clear();
         stack.extend(sample.kernel_frames.iter().map(|address| self.kernel_location(*address)));
-        stack.extend(sample.user_frames.iter().map(|frame| self.user_location(header.pid, frame, tracker)));
+        let image = tracker.process(header.pid).map_or(ALWAYS, |process| process.image_at(header.time));
+        for (position, frame) in sample.user_frames.iter().enumerate() {
+            stack.push(match frame.code.filter(|code| is_generated(tracker, code)) {
+                Some(code) => {
+                    let (mapping, _bias) = self.mapping(Some((header.pid, image)), code, tracker);
+                    self.generated_location(mapping, frame, names.at(position))
+                }
+                None => self.user_location(frame, tracker),
+            });
+        }
         let thread = comm(&header.comm);
         let process = tracker.process(header.pid).map(|process| process.name_at(header.time));
         let process = process.filter(|name| !name.is_empty());
@@ -100,9 +130,35 @@ impl Aggregator {
         location
     }
 
-    fn user_location(&mut self, pid: Pid, frame: &LocatedFrame, tracker: &Tracker) -> LocationId {
-        let place = frame.code.map(|code| (code, self.mapping(pid, code, tracker)));
-        let found_by = if frame.by_frame_pointer { FoundBy::FramePointer } else { FoundBy::Cfi };
+    /// Code that was made at run time: what is at its address changes.
+    fn generated_location(
+        &mut self,
+        mapping: MappingId,
+        frame: &LocatedFrame,
+        name: Result<&Frame, MayCome>,
+    ) -> LocationId {
+        let lines = match name {
+            Ok(name) => self.lines(std::slice::from_ref(name)),
+            Err(_) => vec![self.line("[jit]")],
+        };
+        let (address, found_by) = (frame.address, found_by(frame));
+        let key = LocationKey { mapping: Some(mapping), address, kind: FrameKind::User, found_by };
+        let location = self.profile.location_with_lines(key, lines);
+        if matches!(name, Err(MayCome(true))) {
+            self.unnamed.push((address, location));
+        }
+        location
+    }
+
+    /// Takes in what generated code turned out to be.
+    pub(crate) fn name_generated(&mut self, location: LocationId, frame: &Frame) {
+        let lines = self.lines(std::slice::from_ref(frame));
+        self.profile.set_lines(location, lines);
+    }
+
+    fn user_location(&mut self, frame: &LocatedFrame, tracker: &Tracker) -> LocationId {
+        let place = frame.code.map(|code| (code, self.mapping(None, code, tracker)));
+        let found_by = found_by(frame);
         let mapping = place.map(|(_code, (mapping, _bias))| mapping);
         let location =
             self.profile.location(LocationKey { mapping, address: frame.address, kind: FrameKind::User, found_by });
@@ -112,8 +168,6 @@ impl Aggregator {
             if tracker.executable(code.file).is_none_or(Executable::is_awaited) {
                 // What the address means is not known in time: it stays without a name.
                 self.known.remove(&location);
-            } else if code.file == ANONYMOUS_CODE {
-                self.name(location, "[jit]");
             } else {
                 let file = tracker.executable(code.file).and_then(|executable| executable.file.as_ref());
                 self.want((code.file, file), frame.address.in_file(bias), location);
@@ -136,8 +190,9 @@ impl Aggregator {
         locations.push(location);
     }
 
-    fn mapping(&mut self, pid: Pid, code: Code, tracker: &Tracker) -> (MappingId, Bias) {
-        let place = Place::of(pid, &code);
+    fn mapping(&mut self, owner: Option<(Pid, MonotonicNs)>, code: Code, tracker: &Tracker) -> (MappingId, Bias) {
+        let Code { file, start, end, file_offset, .. } = code;
+        let place = Place { file, start, end, file_offset, owner };
         if let Some(known) = self.mappings.get(&place) {
             return *known;
         }
@@ -146,7 +201,8 @@ impl Aggregator {
         let path = executable.map_or("", |executable| executable.path.as_str());
         let build_id = executable.map_or("", |executable| executable.build_id.as_str());
         let discriminator = match build_id {
-            "" if code.file == ANONYMOUS_CODE => u64::from(place.pid.0),
+            // A number that no other mapping has.
+            _ if owner.is_some() => self.mappings.len() as u64 | 1 << 63,
             "" => u64::from(code.file.0) << 32,
             _ => 0,
         };
@@ -169,11 +225,12 @@ impl Aggregator {
         (id, bias)
     }
 
-    fn name(&mut self, location: LocationId, name: &str) {
+    /// A function of which nothing but the name is known.
+    fn line(&mut self, name: &str) -> Line {
         let name = self.profile.string(name);
         let file = self.profile.string("");
         let function = self.profile.function(Function { name, system_name: name, file, start_line: 0 });
-        self.profile.set_lines(location, vec![Line { function, line: 0, column: 0 }]);
+        Line { function, line: 0, column: 0 }
     }
 
     /// Locations in files of which no symbolizer said what is there, not even that nothing is.
@@ -202,7 +259,8 @@ impl Aggregator {
     /// Takes in what is at a kernel address.
     pub(crate) fn kernel_symbolized(&mut self, location: LocationId, symbol: Option<&KernelSymbol>) {
         let Some(symbol) = symbol else { return self.profile.set_lines(location, Vec::new()) };
-        self.name(location, &symbol.name);
+        let line = self.line(&symbol.name);
+        self.profile.set_lines(location, vec![line]);
         if let Some(module) = &symbol.module {
             let path = self.profile.string(&format!("[{}]", module.name));
             let build_id = self.profile.string("");
@@ -223,6 +281,15 @@ impl Aggregator {
         };
         frames.iter().map(&mut line).collect()
     }
+}
+
+/// Whether the code was made at run time.
+pub(crate) fn is_generated(tracker: &Tracker, code: &Code) -> bool {
+    tracker.executable(code.file).is_some_and(|executable| executable.generated)
+}
+
+const fn found_by(frame: &LocatedFrame) -> FoundBy {
+    if frame.by_frame_pointer { FoundBy::FramePointer } else { FoundBy::Cfi }
 }
 
 fn kernel_mapping(path: StringId, build_id: StringId, start: VirtualAddress, end: VirtualAddress) -> Mapping {

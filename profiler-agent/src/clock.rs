@@ -11,6 +11,12 @@ pub(crate) fn monotonic() -> MonotonicNs {
     MonotonicNs(nanoseconds(clock_gettime(ClockId::Monotonic)))
 }
 
+/// Now, in ns since boot, suspended time included.
+#[must_use]
+pub(crate) fn boot_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Boottime))
+}
+
 /// Now, in ns since 1970-01-01 UTC.
 #[must_use]
 pub(crate) fn unix_ns() -> u64 {

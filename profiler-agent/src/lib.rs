@@ -5,6 +5,7 @@ pub mod cli;
 mod clock;
 mod counts;
 mod ending;
+mod generated;
 pub mod kernel;
 mod kernel_symbols;
 pub mod launch;

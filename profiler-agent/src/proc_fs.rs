@@ -59,6 +59,36 @@ fn mapping(line: &[u8]) -> Option<Mapping> {
     Some(Mapping { start: VirtualAddress(hex(start)?), end: VirtualAddress(hex(end)?), file_offset, file, path })
 }
 
+/// What a process is among those of its own pid namespace, and by which right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Own {
+    /// Its number in the innermost pid namespace that it is in.
+    pub(crate) pid: Pid,
+    /// Its real, effective, saved and file system user ids.
+    pub(crate) uids: Vec<u32>,
+}
+
+/// What `/proc/PID/status` says of that; `None` when the process has ended.
+#[must_use]
+pub(crate) fn own(pid: Pid) -> Option<Own> {
+    // The name in it is whatever bytes the process chose, but for the end of the line.
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let numbers = |field: &str| -> Option<Vec<u32>> {
+        let values = status.lines().find_map(|line| line.strip_prefix(field))?;
+        values.split_ascii_whitespace().map(|value| value.parse().ok()).collect()
+    };
+    Some(Own { pid: Pid(*numbers("NSpid:")?.last()?), uids: numbers("Uid:")? })
+}
+
+/// When a process started, in ns since boot (`CLOCK_BOOTTIME`), 10 ms less at most.
+#[must_use]
+pub(crate) fn started_boot_ns(pid: Pid) -> Option<u64> {
+    // Field 22 of proc_pid_stat(5); the state is field 3.
+    let ticks: u64 = fields_from_state(pid)?.split_ascii_whitespace().nth(22 - 3)?.parse().ok()?;
+    Some(ticks.saturating_mul(1_000_000_000 / TICKS_PER_SECOND))
+}
+
 /// The name of a process: that of its first thread.
 #[must_use]
 pub(crate) fn name(pid: Pid) -> Option<String> {
@@ -116,15 +146,20 @@ pub(crate) fn children() -> Vec<Pid> {
     text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok().map(Pid)).collect()
 }
 
-/// State and parent from `/proc/PID/stat`. The name in it may contain anything, so the fields are
-/// counted from its last closing parenthesis.
+/// State and parent from `/proc/PID/stat`.
 fn stat_fields(pid: Pid) -> Option<(u8, Pid)> {
-    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let after_name = bytes.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(bytes.get(after_name + 1..)?).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
+    let fields = fields_from_state(pid)?;
+    let mut fields = fields.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
     Some((state, Pid(fields.next()?.parse().ok()?)))
+}
+
+/// The fields of `/proc/PID/stat` from the third one on. The name before them may contain anything, so
+/// it ends at the last closing parenthesis.
+fn fields_from_state(pid: Pid) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let after_name = bytes.iter().rposition(|byte| *byte == b')')?;
+    String::from_utf8(bytes.get(after_name + 1..)?.to_vec()).ok()
 }
 
 /// Busy time of each CPU since boot, in ticks of [`TICKS_PER_SECOND`], by CPU number.
@@ -177,6 +212,10 @@ mod tests {
         let parent = stat_fields(us).unwrap().1;
         assert!(with_descendants(&[parent]).unwrap().contains(&us));
         assert_eq!(process_of_thread(Pid(u32::MAX)), None);
+        let own = own(us).unwrap();
+        assert!(own.uids.contains(&rustix::process::geteuid().as_raw()) && own.uids.len() == 4, "{own:?}");
+        let age_ns = crate::clock::boot_ns() - started_boot_ns(us).unwrap();
+        assert!(age_ns < 3_600_000_000_000, "{age_ns} ns old");
     }
 
     #[test]

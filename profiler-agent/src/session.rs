@@ -2,7 +2,7 @@
 //! that moves the data.
 //!
 //! ```text
-//! ring buffer -> Waiting -> locate -> Aggregator -> (symbols) -> Profile
+//! ring buffer -> Waiting -> locate -> Generated -> Aggregator -> (symbols) -> Profile
 //! sideband -> Tracker -> wanted tables -> worker -> Tracker -> kernel maps
 //! ```
 
@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at
 
 use crate::aggregate::Aggregator;
 use crate::counts::Counts;
+use crate::generated::Generated;
 use crate::kernel::counters::Counters;
 use crate::kernel::sideband::{Sideband, SidebandEvent};
 use crate::kernel::{Kernel, KernelError, LoadOptions, Records, Sampling, Wake};
@@ -72,9 +73,11 @@ pub(crate) struct Session {
     events: Vec<SidebandEvent>,
     waiting: Waiting,
     tracker: Tracker,
+    generated: Generated,
     aggregator: Aggregator,
     tables_worker: Worker,
     symbols_worker: Worker,
+    generated_worker: Worker,
     counters: Counters,
     counts: Counts,
     wake: Wake,
@@ -103,9 +106,11 @@ impl Session {
             events: Vec::new(),
             waiting: Waiting::default(),
             tracker,
+            generated: Generated::default(),
             aggregator: Aggregator::new(Profile::new(about)),
             tables_worker,
             symbols_worker,
+            generated_worker: Worker::later(Role::Generated, program),
             counters,
             counts: Counts::default(),
             wake,
@@ -139,8 +144,8 @@ impl Session {
     }
 
     /// The children that are ours to wait for.
-    pub(crate) fn workers(&self) -> [Option<Pid>; 2] {
-        [&self.tables_worker, &self.symbols_worker].map(|worker| worker.child_id().map(Pid))
+    pub(crate) fn workers(&self) -> [Option<Pid>; 3] {
+        [&self.tables_worker, &self.symbols_worker, &self.generated_worker].map(|worker| worker.child_id().map(Pid))
     }
 
     /// Whether all processes of interest have ended.
@@ -172,6 +177,7 @@ impl Session {
                 }
                 reply = self.tables_worker.next_reply() => self.answered(reply),
                 reply = self.symbols_worker.next_reply() => self.answered(reply),
+                reply = self.generated_worker.next_reply() => self.answered(reply),
             }
         }
     }
@@ -200,19 +206,21 @@ impl Session {
         self.settle();
         if now.0.saturating_sub(self.tidied.0) >= TIDY_NS {
             self.tidied = now;
-            self.tracker.tidy(now, self.waiting.oldest().unwrap_or(self.settled).min(self.settled));
+            let oldest = [self.waiting.oldest(), self.generated.oldest()].into_iter().flatten().min();
+            self.tracker.tidy(now, oldest.unwrap_or(self.settled).min(self.settled));
         }
+        self.generated.request(&mut self.generated_worker, &self.tracker, false);
         symbols::request(&mut self.aggregator, &mut self.symbols_worker);
     }
 
     fn settle(&mut self) {
-        let Self { waiting, tracker, aggregator, counts, settled, .. } = self;
+        let Self { waiting, tracker, generated, aggregator, counts, settled, .. } = self;
         let mut refused = HashSet::new();
         let needed = waiting.settle(*settled, tracker, counts, |sample| {
             if tracker.is_refused(sample.header.pid) {
                 refused.insert(sample.header.pid);
             }
-            aggregator.add(&sample, tracker);
+            generated.add(sample, aggregator, tracker);
         });
         for pid in refused {
             self.counts.note(format!(
@@ -248,6 +256,9 @@ impl Session {
                 symbols::answered(&mut self.aggregator, &mut self.counts, (key, path), result);
                 symbols::request(&mut self.aggregator, &mut self.symbols_worker);
             }
+            Reply::Generated { key, result } => {
+                self.generated.answered(key, result, (&mut self.aggregator, &self.tracker, &mut self.counts));
+            }
         }
     }
 
@@ -265,8 +276,9 @@ impl Session {
             self.run_until(tokio::time::sleep(TICK)).await;
         }
         self.tracker.catch_up();
-        let Self { waiting, tracker, aggregator, counts, .. } = &mut self;
-        waiting.give_up(tracker, counts, |sample| aggregator.add(&sample, tracker));
+        let Self { waiting, tracker, generated, aggregator, counts, .. } = &mut self;
+        waiting.give_up(tracker, counts, |sample| generated.add(sample, aggregator, tracker));
+        self.finish_generated(deadline).await;
         symbols::request(&mut self.aggregator, &mut self.symbols_worker);
         while self.symbols_worker.pending() > 0 && Instant::now() < deadline {
             let Ok(reply) = timeout_at(deadline, self.symbols_worker.next_reply()).await else { break };
@@ -284,6 +296,18 @@ impl Session {
         profile.quality = quality;
         profile.set_duration_ns(duration_ns);
         Ok(profile)
+    }
+
+    /// Asks for the names of generated code a last time.
+    async fn finish_generated(&mut self, deadline: Instant) {
+        self.generated.request(&mut self.generated_worker, &self.tracker, true);
+        while self.generated.is_busy() {
+            let Ok(reply) = timeout_at(deadline, self.generated_worker.next_reply()).await else { break };
+            self.answered(reply);
+            // What is still written meanwhile is not waited for.
+            self.generated.request(&mut self.generated_worker, &self.tracker, false);
+        }
+        self.generated.give_up(&mut self.aggregator, &self.tracker, &mut self.counts);
     }
 
     fn quality(&self, missed: profiler_model::Missed) -> Result<Quality, SessionError> {
@@ -314,7 +338,8 @@ impl Session {
         for (section, counter, count) in unaccounted.into_iter().filter(|(_section, _counter, count)| *count > 0) {
             section.insert(counter.name().to_owned(), count);
         }
-        let restarts = self.tables_worker.restarts() + self.symbols_worker.restarts();
+        let workers = [&self.tables_worker, &self.symbols_worker, &self.generated_worker];
+        let restarts = workers.into_iter().map(Worker::restarts).sum();
         if restarts > 0 {
             quality.errors.insert(Counter::WorkerRestarts.name().to_owned(), restarts);
         }

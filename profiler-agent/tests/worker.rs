@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use profiler_agent::worker::{
-    FileError, FileKey, Frame, MAX_ADDRESSES, QUEUE_REQUESTS, Reply, Role, Worker, WorkerFailure,
+    FileError, FileKey, Frame, GeneratedNames, MAX_ADDRESSES, MapKey, Meaning, QUEUE_REQUESTS, Question, Reply, Role,
+    Worker, WorkerFailure,
 };
-use profiler_common::address::Svma;
+use profiler_common::address::{MonotonicNs, Svma, VirtualAddress};
 use rustix::process::{Pid, Signal};
 
 const PROGRAM: &str = r#"
@@ -403,11 +404,12 @@ async fn a_child_is_restricted() {
     };
     let own = |name| u64::from_str_radix(&field(std::process::id(), "status", name)[0], 16).unwrap();
     let dac_read_search = own("CapPrm:") & 1 << 2;
-    for (role, capabilities) in [(Role::Tables, 0), (Role::Symbols, dac_read_search)] {
+    for (role, capabilities) in [(Role::Tables, 0), (Role::Symbols, dac_read_search), (Role::Generated, 0)] {
         let mut worker = worker(role);
         match role {
             Role::Tables => assert!(table(&mut worker, open(libc_path())).await.is_ok()),
             Role::Symbols => assert!(symbols(&mut worker, &libc_path(), &[Svma(0)]).await.is_ok()),
+            Role::Generated => assert_eq!(names(&mut worker, &open(libc_path()), 1).await, Ok(None)),
         }
         let pid = worker.child_id().unwrap();
         assert_eq!(field(pid, "status", "Seccomp:"), ["2"], "filter mode");
@@ -423,9 +425,43 @@ async fn a_child_is_restricted() {
         assert_ne!(field(pid, "limits", "Max address space")[1], "unlimited");
         assert_ne!(field(pid, "limits", "Max data size")[1], "unlimited");
         assert_ne!(field(pid, "limits", "Max cpu time")[0], "unlimited");
-        let nicer = if role == Role::Symbols { 10 } else { 0 };
+        let nicer = if role == Role::Tables { 0 } else { 10 };
         assert_eq!(nice(&pid.to_string()), (nice("self") + nicer).min(19));
     }
+}
+
+/// A child that is started for its first request reads a map on from where it ended, also when another
+/// child has to begin anew.
+#[tokio::test]
+async fn generated_code_is_named_as_its_map_grows() {
+    let scratch = Scratch::new("map");
+    let path = scratch.0.join("perf-1.map");
+    fs::write(&path, "1000 100 first\n").unwrap();
+    let mut worker = Worker::later(Role::Generated, Path::new(env!("CARGO_BIN_EXE_spanflame")));
+    assert_eq!(worker.child_id(), None);
+    let map = open(&path);
+    assert_eq!(names(&mut worker, &map, 0x10ff).await, Ok(Some("first".to_owned())));
+    assert_eq!(names(&mut worker, &map, 0x2000).await, Ok(None));
+    fs::write(&path, "1000 100 first\n2000 100 second\n").unwrap();
+    assert_eq!(names(&mut worker, &map, 0x2000).await, Ok(Some("second".to_owned())));
+    let pid = Pid::from_raw(worker.child_id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, Signal::KILL).unwrap();
+    // Lost between two requests or with this one: the caller asks again.
+    let _perhaps_lost = names(&mut worker, &map, 0x2000).await;
+    assert_eq!(names(&mut worker, &map, 0x2000).await, Ok(Some("second".to_owned())));
+    assert_eq!(worker.restarts(), 1);
+}
+
+/// The name of what is at an address of generated code.
+async fn names(worker: &mut Worker, map: &Arc<OwnedFd>, address: u64) -> Result<Option<String>, FileError> {
+    let question = Question { address: VirtualAddress(address), time: MonotonicNs(u64::MAX) };
+    assert!(worker.request_generated(MapKey(1), map, &[question]));
+    let Reply::Generated { key: MapKey(1), result } = worker.next_reply().await else { panic!("another reply") };
+    let GeneratedNames { frames, meanings } = result?;
+    Ok(match meanings[..] {
+        [Meaning::Function(at)] => Some(frames[at as usize].name.clone()),
+        _ => None,
+    })
 }
 
 /// How nice a process is: field 19 of proc_pid_stat(5).

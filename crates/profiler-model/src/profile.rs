@@ -122,6 +122,12 @@ impl Profile {
         self.locations.intern(key)
     }
 
+    /// The handle of a location that has these lines: another one for each meaning that code at the same
+    /// address had in the course of time.
+    pub fn location_with_lines(&mut self, key: LocationKey, lines: Vec<Line>) -> LocationId {
+        self.locations.intern_with_lines(key, Some(lines.into()))
+    }
+
     /// Says which source lines are at a location, the innermost inlined function first; none when
     /// there are no symbols. Of more than [`crate::MAX_LINES`] the last but one are left out.
     pub fn set_lines(&mut self, id: LocationId, lines: Vec<Line>) {

@@ -13,7 +13,9 @@ use profiler_common::search::{Extent, last_at_most};
 use profiler_common::step::NoBarrier;
 use profiler_unwind::{Segment, bias_of_mapping};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::io::Errno;
 
+use super::process::JitDump;
 use crate::kernel::Tables;
 use crate::kernel::sideband::{FileId, Mapping};
 use crate::proc_fs;
@@ -67,6 +69,8 @@ pub(crate) struct Executable {
     pub(crate) file: Option<Arc<OwnedFd>>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) unwinding: Unwinding,
+    /// Made at run time: memory without a file, or of a file that is no program.
+    pub(crate) generated: bool,
     /// Rows of its table, whether it is placed or not.
     pub(crate) row_count: u64,
     /// Since when no process has it mapped.
@@ -146,7 +150,10 @@ pub(crate) enum Found {
 impl Executables {
     pub(crate) fn new() -> Self {
         let mut executables = Self::default();
-        executables.add("[anonymous]".to_owned(), None, None);
+        let key = executables.add("[jit]".to_owned(), None, None);
+        if let Some(anonymous) = executables.get_mut(key) {
+            anonymous.generated = true;
+        }
         executables
     }
 
@@ -170,6 +177,7 @@ impl Executables {
             file,
             segments: Vec::new(),
             unwinding: Unwinding::Unasked,
+            generated: false,
             row_count: 0,
             idle_since: None,
             identity,
@@ -220,6 +228,12 @@ impl Executables {
         found
     }
 
+    /// Opens what a process mapped to tell where its jitdump is.
+    pub(super) fn open_jitdump(pid: Pid, mapping: &Mapping, since: MonotonicNs) -> Option<JitDump> {
+        let Opened::File(file) = open(pid, mapping) else { return None };
+        Some(JitDump { id: mapping.file, file: Arc::new(file), path: shown_path(mapping), since })
+    }
+
     fn unreadable(&mut self, mapping: &Mapping) -> Found {
         if let Some(key) = self.unreadable.get(&mapping.file) {
             return Found::Unreadable(*key);
@@ -259,6 +273,13 @@ const fn key_at(index: usize) -> FileKey {
     FileKey(index as u32)
 }
 
+/// Whether the mapping is there to tell of a jitdump: perf's convention is a name `jit-PID.dump`.
+pub(super) fn tells_of_jitdump(mapping: &Mapping) -> bool {
+    let path = shown_path(mapping);
+    let name = path.rsplit('/').next().and_then(|name| name.strip_prefix("jit-")?.strip_suffix(".dump"));
+    name.is_some_and(|pid| !pid.is_empty() && pid.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 fn shown_path(mapping: &Mapping) -> String {
     let path = mapping.path.to_string_lossy();
     path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned()
@@ -294,6 +315,46 @@ fn open(pid: Pid, mapping: &Mapping) -> Opened {
     let roots = [format!("/proc/{pid}/root"), "/".to_owned()];
     let found = roots.iter().find_map(|root| find_in(root, mapping));
     found.map_or(Opened::Nothing, |file| reopen(&file))
+}
+
+/// What a look into a process's `/tmp` came to.
+pub(crate) enum InTmp {
+    /// It is open for reading.
+    File(OwnedFd),
+    /// It is not there.
+    Nothing,
+    /// What is there is not what is wanted.
+    Refused(&'static str),
+}
+
+/// Opens the file with this name in the process's own `/tmp`, if it is a regular file of one of
+/// `owners` there, on the same file system: no link leads on, and nothing that is mounted over it.
+pub(crate) fn open_in_tmp(pid: Pid, name: &str, owners: &[u32]) -> InTmp {
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let looked = rustix::fs::open(format!("/proc/{pid}/root"), LOOK | OFlags::DIRECTORY, Mode::empty())
+        .and_then(|root| rustix::fs::openat2(root, "tmp", LOOK | OFlags::DIRECTORY, Mode::empty(), inside))
+        .and_then(|folder| rustix::fs::openat2(folder, name, LOOK | OFlags::NOFOLLOW, Mode::empty(), beneath));
+    let (file, stat) = match looked {
+        Ok(file) => match look_at(Ok(file)) {
+            Some(found) => found,
+            None => return InTmp::Nothing,
+        },
+        Err(Errno::LOOP) => return InTmp::Refused("it is a link"),
+        Err(Errno::XDEV) => return InTmp::Refused("something is mounted there"),
+        Err(Errno::ACCESS | Errno::PERM) => return InTmp::Refused("it may not be looked at"),
+        Err(_) => return InTmp::Nothing,
+    };
+    if !is_regular(&stat) {
+        return InTmp::Refused("it is no regular file");
+    }
+    if !owners.contains(&stat.st_uid) {
+        return InTmp::Refused("it is another user's");
+    }
+    match reopen(&file) {
+        Opened::File(file) => InTmp::File(file),
+        _ => InTmp::Refused("it may not be read"),
+    }
 }
 
 /// To look at an inode: nothing of what is behind it is opened.

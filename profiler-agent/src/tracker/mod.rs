@@ -15,7 +15,7 @@ use profiler_common::address::{MonotonicNs, Pid};
 
 use self::executables::{Executables, Found, Unwinding};
 use self::placement::Placement;
-use self::process::{ALWAYS, Process};
+use self::process::Process;
 use crate::clock;
 use crate::counts::Counts;
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
@@ -24,8 +24,8 @@ use crate::proc_fs;
 use crate::worker::FileKey;
 use profiler_common::counter::Counter;
 
-pub(crate) use self::executables::{ANONYMOUS as ANONYMOUS_CODE, Executable};
-pub(crate) use self::process::{CodeMapping as Code, Process as TrackedProcess};
+pub(crate) use self::executables::{Executable, InTmp, open_in_tmp};
+pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedProcess};
 
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
 const GRACE_NS: u64 = 5_000_000_000;
@@ -279,12 +279,23 @@ impl Tracker {
 
     /// Notes a mapping; `eager`: its table is built at once, not when a sample needs it.
     fn map(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs, eager: bool) {
+        if executables::tells_of_jitdump(mapping) {
+            return self.note_jitdump(pid, mapping, since);
+        }
         let Some(file) = self.file_of(pid, mapping, eager) else { return };
         if let Some(process) = self.processes.get_mut(&pid)
             && !process.map((mapping.start, mapping.end), mapping.file_offset, file, since)
             && !std::mem::replace(&mut process.table_lacking, true)
         {
             self.counts.add(Counter::RangesTruncated, 1);
+        }
+    }
+
+    /// The process writes there about the code that it makes. There is no code in the mapping itself.
+    fn note_jitdump(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.jitdump.as_ref().is_none_or(|known| known.id != mapping.file) {
+            process.jitdump = Executables::open_jitdump(pid, mapping, since).or(process.jitdump.take());
         }
     }
 
@@ -339,6 +350,11 @@ impl Tracker {
         let scanned_at = clock::monotonic();
         let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
         let name = proc_fs::name(pid).unwrap_or_default();
+        let (dumps, mappings): (Vec<Mapping>, Vec<Mapping>) =
+            mappings.into_iter().partition(executables::tells_of_jitdump);
+        for dump in &dumps {
+            self.note_jitdump(pid, dump, lost_from);
+        }
         let mut found: Vec<(&Mapping, FileKey)> =
             mappings.iter().filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, false)?))).collect();
         found.sort_unstable_by_key(|(mapping, _file)| mapping.start);

@@ -4,11 +4,13 @@
 //! and up to which it was there.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use profiler_common::address::{FileOffset, MonotonicNs, Pid, Tid, VirtualAddress};
 
 use super::executables::ANONYMOUS;
+use crate::kernel::sideband::FileId;
 use crate::worker::FileKey;
 
 /// Times before any sample, and after all.
@@ -24,7 +26,7 @@ const MOST_GENERATED: usize = MOST_LIVE / 2;
 /// this has its oldest samples cut.
 const MOST_PAST: usize = 4096;
 
-/// Names that are remembered, at most.
+/// Names, and programs that it ran, that are remembered, at most.
 const MOST_NAMES: usize = 64;
 
 /// States of a process's range table whose times are remembered, at most.
@@ -75,6 +77,15 @@ struct Generation {
     published_at: MonotonicNs,
 }
 
+/// A file that a process maps to tell that it writes there about code that it makes.
+#[derive(Clone, Debug)]
+pub(crate) struct JitDump {
+    pub(crate) id: FileId,
+    pub(crate) file: Arc<OwnedFd>,
+    pub(crate) path: String,
+    pub(crate) since: MonotonicNs,
+}
+
 /// A process that is or was being sampled.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -102,6 +113,9 @@ pub(crate) struct Process {
     pub(crate) ended: Option<MonotonicNs>,
     pub(crate) first_thread_ended: bool,
     last_exec: Option<MonotonicNs>,
+    /// When it began to be what it is: by a fork or an exec; never empty.
+    images: Vec<MonotonicNs>,
+    pub(crate) jitdump: Option<JitDump>,
 }
 
 impl Process {
@@ -122,6 +136,8 @@ impl Process {
             ended: None,
             first_thread_ended: false,
             last_exec: None,
+            images: vec![since],
+            jitdump: None,
         }
     }
 
@@ -142,6 +158,19 @@ impl Process {
         self.last_removal = time;
         let own = std::mem::replace(&mut self.names, previous.names);
         self.names.extend(own);
+        let own = std::mem::replace(&mut self.images, previous.images);
+        self.images.extend(own);
+    }
+
+    /// When what was the process at `time` began to be that: nothing that an earlier process or program
+    /// of this pid did holds for it.
+    pub(crate) fn image_at(&self, time: MonotonicNs) -> MonotonicNs {
+        self.images.iter().rev().find(|since| **since <= time).or(self.images.first()).copied().unwrap_or(ALWAYS)
+    }
+
+    /// When what is the process now began to be that.
+    pub(crate) fn image(&self) -> MonotonicNs {
+        self.images.last().copied().unwrap_or(ALWAYS)
     }
 
     /// When it last began to run another program.
@@ -176,6 +205,8 @@ impl Process {
         self.first_thread_ended = false;
         self.ended = None;
         self.last_exec = Some(time);
+        self.images.push(time);
+        self.jitdump = None;
     }
 
     /// Code is mapped from `since` on, in place of what was there. Returns whether there was room to
@@ -286,6 +317,7 @@ impl Process {
             self.generations.pop_front();
         }
         self.names.drain(..self.names.len().saturating_sub(MOST_NAMES));
+        self.images.drain(..self.images.len().saturating_sub(MOST_NAMES));
         if let Some(current) = self.names.iter().rposition(|(since, _name)| *since <= oldest) {
             self.names.drain(..current);
         }

@@ -84,6 +84,7 @@ impl Tracker {
         };
         let Some(executable) = self.executables.get_mut(key) else { return };
         executable.unwinding = unwinding;
+        executable.generated |= matches!(result, Err(FileError::NotElf));
         if let Ok(table) = result {
             executable.build_id = hex(table.build_id.as_deref().unwrap_or_default());
             executable.row_count = table.row_count() as u64;

@@ -13,13 +13,20 @@ use profiler_common::address::Svma;
 use rustix::fs::FileType;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use super::message::{self, Header, MAX_ADDRESSES, MAX_REPLY_BYTES, Status};
+use super::generated::Generated;
+use super::message::{self, Header, MAX_REPLY_BYTES, MAX_WORDS, Status};
 use super::symbols::Symbols;
-use super::{FileError, Role, sandbox, table_message, tables};
+use super::{FileError, Role, name_message, sandbox, table_message, tables};
 
 /// Anonymous memory that a child may keep between requests. With more it exits after the answer,
-/// and a new one starts for the next request: nothing else gives all memory back.
-const KEPT_BYTES: u64 = 48 << 20;
+/// and a new one starts for the next request: nothing else gives all memory back. What is known of
+/// generated code has a bound of its own below this.
+const fn kept_bytes(role: Role) -> u64 {
+    match role {
+        Role::Tables | Role::Symbols => 48 << 20,
+        Role::Generated => 160 << 20,
+    }
+}
 
 /// Why a child ends early.
 #[derive(Debug, thiserror::Error)]
@@ -60,21 +67,28 @@ fn serve(role: Role) -> Result<(), ChildError> {
     sandbox::enter(role)?;
     let stdin = io::stdin();
     let socket = stdin.as_fd();
-    let mut symbols = Symbols::default();
-    while let Some((file, addresses)) = receive(socket)? {
+    let (mut symbols, mut generated) = (Symbols::default(), Generated::default());
+    while let Some((file, words)) = receive(socket)? {
         sandbox::allow_cpu_time(role.cpu_limit()).map_err(ChildError::CpuTime)?;
         let work = AssertUnwindSafe(|| match role {
             Role::Tables => tables::build(file).map(|table| table_message::encode(&table)),
-            Role::Symbols => symbols.answer(file, &addresses).map(|frames| message::encode_symbols(&frames)),
+            Role::Symbols => {
+                let addresses: Vec<Svma> = words.iter().map(|word| Svma(*word)).collect();
+                symbols.answer(file, &addresses).map(|frames| message::encode_symbols(&frames))
+            }
+            Role::Generated => {
+                let (key, questions) = name_message::decode_questions(&words);
+                generated.answer(key, &file, &questions).map(|names| name_message::encode_names(&names))
+            }
         });
-        // Unwind-safe, because `symbols` is not used again after a panic: this child ends then.
+        // Unwind-safe, because neither cache is used again after a panic: this child ends then.
         let result = catch_unwind(work).unwrap_or_else(|panic| Err(FileError::Panicked(panic_text(&*panic))));
         let (status, payload) = match result {
             Ok(payload) if payload.len() <= MAX_REPLY_BYTES => (Status::Done, payload),
             Ok(_) => message::encode_error(&FileError::Unsupported("too big an answer".to_owned())),
             Err(error) => message::encode_error(&error),
         };
-        let last = status == Status::Panicked || memory.anonymous_bytes()? > KEPT_BYTES;
+        let last = status == Status::Panicked || memory.anonymous_bytes()? > kept_bytes(role);
         send(socket, &Header { status, last, payload_bytes: payload.len() }.encode())?;
         send(socket, &payload)?;
         if last {
@@ -85,7 +99,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
 }
 
 /// The next request; none when the parent is gone.
-fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Vec<Svma>)>, ChildError> {
+fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Vec<u64>)>, ChildError> {
     let mut count = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -103,11 +117,11 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Vec<Svma>)>, Child
     });
     fill(socket, &mut count[received_bytes..])?;
     let count = u32::from_le_bytes(count) as usize;
-    let Some(file) = file.filter(|_| count <= MAX_ADDRESSES) else { return Err(ChildError::Request) };
+    let Some(file) = file.filter(|_| count <= MAX_WORDS) else { return Err(ChildError::Request) };
     let mut bytes = vec![0; count * 8];
     fill(socket, &mut bytes)?;
-    let (addresses, _) = bytes.as_chunks();
-    Ok(Some((file, addresses.iter().map(|&address| Svma(u64::from_le_bytes(address))).collect())))
+    let (words, _) = bytes.as_chunks();
+    Ok(Some((file, words.iter().map(|&word| u64::from_le_bytes(word)).collect())))
 }
 
 /// Reads until `buffer` is full.

@@ -1,7 +1,8 @@
 //! What goes over the socket between the agent and a worker: little-endian, every length bounded.
 //!
-//! A request is a `u32` count and as many `u64` addresses, with one file descriptor attached to its
-//! first byte; the count is 0 in requests for tables. A reply is [`Header`] and its payload.
+//! A request is a `u32` count and as many `u64` words, with one file descriptor attached to its first
+//! byte: the addresses to symbolize, none in requests for tables, what `name_message` says in those
+//! for names of generated code. A reply is [`Header`] and its payload.
 //! Neither side trusts the other's lengths: the worker may have been taken over by a file.
 
 use profiler_common::address::Svma;
@@ -10,6 +11,8 @@ use super::{FileError, Frame};
 
 /// Addresses in one request, at most; bigger ones are split.
 pub const MAX_ADDRESSES: usize = 4096;
+/// Words of one request, at most: a key, and as many questions of two words as addresses elsewhere.
+pub(super) const MAX_WORDS: usize = 2 * MAX_ADDRESSES + 1;
 /// Functions at one address, at most: more levels of inlining are cut off at the outermost.
 pub const MAX_FRAMES_PER_ADDRESS: usize = 128;
 /// Bytes of one name or message, at most: the rest is cut off.
@@ -66,11 +69,11 @@ impl Header {
     }
 }
 
-/// The request to symbolize `addresses` (at most [`MAX_ADDRESSES`]), or, without any, for a table.
-pub(super) fn encode_request(addresses: &[Svma]) -> Vec<u8> {
+/// A request of at most [`MAX_WORDS`] words.
+pub(super) fn encode_request(words: &[u64]) -> Vec<u8> {
     let mut out = Writer::default();
-    out.count(addresses.len());
-    addresses.iter().for_each(|address| out.u64(address.0));
+    out.count(words.len());
+    words.iter().for_each(|word| out.u64(*word));
     out.bytes
 }
 
@@ -112,34 +115,38 @@ pub(super) fn encode_symbols(symbols: &[Vec<Frame>]) -> Vec<u8> {
         let frames = &frames[..frames.len().min(MAX_FRAMES_PER_ADDRESS)];
         out.count(frames.len());
         for frame in frames {
-            out.string(&frame.name);
-            // Most names are the same in both forms.
-            out.string(if frame.system_name == frame.name { "" } else { &frame.system_name });
-            out.string(&frame.file);
-            out.u32(frame.line);
-            out.u32(frame.column);
-            out.u32(u32::from(frame.inlined));
-            out.u32(frame.nameless_start.0 as u32);
-            out.u32((frame.nameless_start.0 >> 32) as u32);
+            encode_frame(&mut out, frame);
         }
     }
     out.bytes
 }
 
+pub(super) fn encode_frame(out: &mut Writer, frame: &Frame) {
+    out.string(&frame.name);
+    // Most names are the same in both forms.
+    out.string(if frame.system_name == frame.name { "" } else { &frame.system_name });
+    out.string(&frame.file);
+    out.u32(frame.line);
+    out.u32(frame.column);
+    out.u32(u32::from(frame.inlined));
+    out.u32(frame.nameless_start.0 as u32);
+    out.u32((frame.nameless_start.0 >> 32) as u32);
+}
+
 /// What [`encode_symbols`] made for a request with these addresses.
-pub(super) fn decode_symbols(addresses: &[Svma], payload: &[u8]) -> Result<Vec<(Svma, Vec<Frame>)>, &'static str> {
+pub(super) fn decode_symbols(addresses: &[u64], payload: &[u8]) -> Result<Vec<(Svma, Vec<Frame>)>, &'static str> {
     let mut input = Reader(payload);
     let mut symbols = Vec::with_capacity(addresses.len());
     for &address in addresses {
         let count = input.count(MAX_FRAMES_PER_ADDRESS)?;
         let frames = (0..count).map(|_| decode_frame(&mut input)).collect::<Result<_, _>>()?;
-        symbols.push((address, frames));
+        symbols.push((Svma(address), frames));
     }
     input.end()?;
     Ok(symbols)
 }
 
-fn decode_frame(input: &mut Reader<'_>) -> Result<Frame, &'static str> {
+pub(super) fn decode_frame(input: &mut Reader<'_>) -> Result<Frame, &'static str> {
     let name = input.string()?;
     let system_name = match input.string()? {
         same if same.is_empty() => name.clone(),
@@ -249,7 +256,7 @@ mod tests {
 
     #[test]
     fn symbols_survive_and_long_ones_are_cut() {
-        let addresses = [Svma(1), Svma(2), Svma(3)];
+        let addresses = [1, 2, 3];
         let long = frame(&"ü".repeat(MAX_STRING_BYTES));
         let symbols = [vec![frame("f"), frame("_Z1f")], vec![], vec![long; MAX_FRAMES_PER_ADDRESS + 1]];
         let decoded = decode_symbols(&addresses, &encode_symbols(&symbols)).unwrap();
@@ -285,7 +292,7 @@ mod tests {
         /// Whatever the bytes: no panic, and never more frames than the limits allow.
         #[test]
         fn any_payload_is_decoded_or_refused(payload in proptest::collection::vec(0u8..4, 0..200)) {
-            let addresses = [Svma(0); 4];
+            let addresses = [0; 4];
             if let Ok(symbols) = decode_symbols(&addresses, &payload) {
                 let frames: usize = symbols.iter().map(|(_, frames)| frames.len()).sum();
                 prop_assert!(frames * 24 + 16 <= payload.len());

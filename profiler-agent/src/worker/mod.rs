@@ -1,7 +1,8 @@
 //! The worker: ELF and DWARF of other people's programs are parsed in child processes, nowhere else.
 //!
-//! One child builds unwind tables, one symbolizes, so that a huge DWARF never delays a table. A
-//! child gets file descriptors and addresses over a socket and answers one request at a time. What
+//! One child builds unwind tables, one symbolizes, so that a huge DWARF never delays a table; a third
+//! one, started when there is something to read, reads what processes write about code that they made
+//! at run time. A child gets file descriptors and addresses over a socket and answers one request at a time. What
 //! a hostile or truncated file can do (SIGBUS, a panic, a hang, too much memory) costs that file an
 //! error and the worker a restart.
 //!
@@ -11,11 +12,13 @@
 //! | `message` | both: what goes over the socket, every length bounded |
 //! | `child` | the child: its loop |
 //! | `sandbox` | the child: limits, capabilities, system calls |
-//! | `tables`, `symbols`, `demangle` | the child: the work |
+//! | `tables`, `symbols`, `demangle`, `generated` | the child: the work |
 
 mod child;
 mod demangle;
+mod generated;
 mod message;
+mod name_message;
 mod parent;
 mod sandbox;
 mod symbols;
@@ -24,11 +27,12 @@ mod tables;
 
 use std::time::Duration;
 
-use profiler_common::address::Svma;
+use profiler_common::address::{MonotonicNs, Svma, VirtualAddress};
 use profiler_unwind::UnwindTable;
 
 pub use child::run;
 pub use message::{MAX_ADDRESSES, MAX_FRAMES_PER_ADDRESS, MAX_REPLY_BYTES, MAX_STRING_BYTES};
+pub use name_message::MAX_QUESTIONS;
 pub use parent::{QUEUE_REQUESTS, Worker, WorkerError};
 
 /// What the names of all workers' processes begin with.
@@ -41,6 +45,8 @@ pub enum Role {
     Tables,
     /// Symbolizes addresses.
     Symbols,
+    /// Names code that was made at run time.
+    Generated,
 }
 
 impl Role {
@@ -50,6 +56,7 @@ impl Role {
         match self {
             Self::Tables => "tables",
             Self::Symbols => "symbols",
+            Self::Generated => "generated",
         }
     }
 
@@ -58,13 +65,14 @@ impl Role {
         match self {
             Self::Tables => c"spanflame:table",
             Self::Symbols => c"spanflame:symb",
+            Self::Generated => c"spanflame:gen",
         }
     }
 
     /// The role of a command-line word.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Tables, Self::Symbols].into_iter().find(|role| role.word() == word)
+        [Self::Tables, Self::Symbols, Self::Generated].into_iter().find(|role| role.word() == word)
     }
 
     /// How much CPU time one request may take; then the kernel ends the child. The slowest files seen
@@ -72,7 +80,7 @@ impl Role {
     #[must_use]
     pub const fn cpu_limit(self) -> Duration {
         match self {
-            Self::Tables => Duration::from_secs(20),
+            Self::Tables | Self::Generated => Duration::from_secs(20),
             Self::Symbols => Duration::from_secs(60),
         }
     }
@@ -82,7 +90,7 @@ impl Role {
     #[must_use]
     pub const fn time_limit(self) -> Duration {
         match self {
-            Self::Tables => Duration::from_secs(50),
+            Self::Tables | Self::Generated => Duration::from_secs(50),
             Self::Symbols => Duration::from_secs(180),
         }
     }
@@ -92,8 +100,41 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileKey(pub u32);
 
-/// One function at an address.
+/// The caller's number for a perf map or jitdump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MapKey(pub u32);
+
+/// What code was at an address at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The address, in the process.
+    pub address: VirtualAddress,
+    /// The time.
+    pub time: MonotonicNs,
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// Nothing is known of that address; perhaps later.
+    Unknown,
+    /// Code was replaced at that time: it may have been the old or the new one.
+    Replaced,
+    /// That one of [`GeneratedNames::frames`].
+    Function(u32),
+}
+
+/// Answers to questions about one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GeneratedNames {
+    /// The functions, each once.
+    pub frames: Vec<Frame>,
+    /// To each question, in their order.
+    pub meanings: Vec<Meaning>,
+}
+
+/// One function at an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Frame {
     /// The name for people, demangled; a Rust name without its hash.
     pub name: String,
@@ -128,6 +169,13 @@ pub enum Reply {
         /// For each address asked for, in that order, its functions, innermost first: one without a
         /// name when the file names none but has one there; none when it has none.
         result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,
+    },
+    /// To [`Worker::request_generated`].
+    Generated {
+        /// The file.
+        key: MapKey,
+        /// As many answers as there were questions.
+        result: Result<GeneratedNames, FileError>,
     },
 }
 

@@ -23,7 +23,10 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::message::{self, Header, MAX_ADDRESSES, Status};
-use super::{FileError, FileKey, Frame, Reply, Role, WorkerFailure, table_message};
+use super::{
+    FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, WorkerFailure, name_message,
+    table_message,
+};
 
 /// Requests that may wait: each holds a file descriptor open. More are refused, for the caller to
 /// count.
@@ -73,9 +76,14 @@ impl Worker {
     /// # Panics
     /// Outside a tokio runtime with I/O and time.
     pub fn spawn(role: Role, program: &Path) -> Result<Self, WorkerError> {
-        let link = Some(Link::start(role, program)?);
+        Ok(Self { link: Some(Link::start(role, program)?), ..Self::later(role, program) })
+    }
+
+    /// As [`Self::spawn`], but the child is started for the first request.
+    #[must_use]
+    pub fn later(role: Role, program: &Path) -> Self {
         let program = program.to_owned();
-        Ok(Self { role, program, link, queue: VecDeque::new(), flight: Flight::default(), restarts: 0 })
+        Self { role, program, link: None, queue: VecDeque::new(), flight: Flight::default(), restarts: 0 }
     }
 
     /// Queues the request for a file's unwind table. False: the queue is full, nothing was queued.
@@ -83,7 +91,7 @@ impl Worker {
     pub fn request_table(&mut self, key: FileKey, file: Arc<OwnedFd>) -> bool {
         let room = self.queue.len() < QUEUE_REQUESTS;
         if room {
-            self.queue.push_back(Request { key, file, addresses: Vec::new() });
+            self.queue.push_back(Request { key: key.0, file, words: Vec::new() });
         }
         room
     }
@@ -96,7 +104,20 @@ impl Worker {
         let parts = addresses.chunks(MAX_ADDRESSES);
         let room = self.queue.len() + parts.len() <= QUEUE_REQUESTS;
         if room {
-            self.queue.extend(parts.map(|part| Request { key, file: Arc::clone(file), addresses: part.to_vec() }));
+            let words = |part: &[Svma]| part.iter().map(|address| address.0).collect();
+            self.queue.extend(parts.map(|part| Request { key: key.0, file: Arc::clone(file), words: words(part) }));
+        }
+        room
+    }
+
+    /// Queues questions about a perf map or jitdump, at most [`super::MAX_QUESTIONS`]. The file is read
+    /// on from where the last request with this key ended. False: the queue is full, or these are too
+    /// many. For a worker with [`Role::Generated`].
+    pub fn request_generated(&mut self, key: MapKey, file: &Arc<OwnedFd>, questions: &[Question]) -> bool {
+        let room = self.queue.len() < QUEUE_REQUESTS && questions.len() <= name_message::MAX_QUESTIONS;
+        if room {
+            let words = name_message::encode_questions(key, questions);
+            self.queue.push_back(Request { key: key.0, file: Arc::clone(file), words });
         }
         room
     }
@@ -164,10 +185,11 @@ impl Worker {
 /// another child.
 #[derive(Debug)]
 struct Request {
-    key: FileKey,
+    /// A [`FileKey`] or a [`MapKey`], as the role has it.
+    key: u32,
     file: Arc<OwnedFd>,
     /// Empty in requests for tables.
-    addresses: Vec<Svma>,
+    words: Vec<u64>,
 }
 
 /// How far the first request of the queue got.
@@ -183,6 +205,7 @@ struct Flight {
 enum Answer {
     Table(UnwindTable),
     Symbols(Vec<(Svma, Vec<Frame>)>),
+    Generated(GeneratedNames),
     Failed(FileError),
 }
 
@@ -190,17 +213,22 @@ impl Answer {
     fn decode(role: Role, request: &Request, header: Header, payload: &[u8]) -> Result<Self, &'static str> {
         Ok(match (header.status, role) {
             (Status::Done, Role::Tables) => Self::Table(table_message::decode(payload)?),
-            (Status::Done, Role::Symbols) => Self::Symbols(message::decode_symbols(&request.addresses, payload)?),
+            (Status::Done, Role::Symbols) => Self::Symbols(message::decode_symbols(&request.words, payload)?),
+            (Status::Done, Role::Generated) => {
+                Self::Generated(name_message::decode_names(request.words.len() / 2, payload)?)
+            }
             (failed, _) => Self::Failed(message::decode_error(failed, payload)?),
         })
     }
 
-    fn into_reply(self, role: Role, key: FileKey) -> Reply {
+    fn into_reply(self, role: Role, key: u32) -> Reply {
         match (self, role) {
-            (Self::Table(table), _) => Reply::Table { key, result: Ok(table) },
-            (Self::Symbols(symbols), _) => Reply::Symbols { key, result: Ok(symbols) },
-            (Self::Failed(error), Role::Tables) => Reply::Table { key, result: Err(error) },
-            (Self::Failed(error), Role::Symbols) => Reply::Symbols { key, result: Err(error) },
+            (Self::Table(table), _) => Reply::Table { key: FileKey(key), result: Ok(table) },
+            (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), result: Ok(symbols) },
+            (Self::Generated(names), _) => Reply::Generated { key: MapKey(key), result: Ok(names) },
+            (Self::Failed(error), Role::Tables) => Reply::Table { key: FileKey(key), result: Err(error) },
+            (Self::Failed(error), Role::Symbols) => Reply::Symbols { key: FileKey(key), result: Err(error) },
+            (Self::Failed(error), Role::Generated) => Reply::Generated { key: MapKey(key), result: Err(error) },
         }
     }
 }
@@ -239,7 +267,7 @@ impl Link {
 
     /// Sends what is left to send of `request`; the file goes with the first byte.
     async fn send(&mut self, request: &Request, flight: &mut Flight) -> Result<(), WorkerFailure> {
-        let bytes = message::encode_request(&request.addresses);
+        let bytes = message::encode_request(&request.words);
         while let Some(rest) = bytes.get(flight.sent_bytes..).filter(|rest| !rest.is_empty()) {
             let first = flight.sent_bytes == 0;
             let attempt = || {

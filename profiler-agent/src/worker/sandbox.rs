@@ -12,7 +12,7 @@ use seccompiler::{
 
 use super::Role;
 
-/// How nice the one for symbols is: below everything that serves requests, above `SCHED_IDLE`, which may
+/// How nice those for names are: below everything that serves requests, above `SCHED_IDLE`, which may
 /// starve for minutes. Tables are little work, and samples wait for them.
 const NICE: i32 = 10;
 /// Open files: 3 standard ones, `statm`, and the cache of symbols, each file at most twice.
@@ -36,7 +36,7 @@ impl SandboxError {
 pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(SandboxError::at("to die with the parent"))?;
-    if role == Role::Symbols {
+    if role != Role::Tables {
         rustix::process::nice(NICE).map_err(SandboxError::at("nice"))?;
     }
     set_limits(role)?;
@@ -51,7 +51,7 @@ pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
 /// process aborts, and the file that wanted it gets an error.
 fn set_limits(role: Role) -> Result<(), SandboxError> {
     let (address_space_bytes, data_bytes) = match role {
-        Role::Tables => (1 << 30, 512 << 20),
+        Role::Tables | Role::Generated => (1 << 30, 512 << 20),
         Role::Symbols => (8 << 30, 1 << 30),
     };
     let limits = [
@@ -86,7 +86,7 @@ fn drop_capabilities(role: Role) -> Result<(), SandboxError> {
     let failed = || SandboxError::at::<io::Error>("capset");
     let present = rustix::thread::capabilities(None).map_err(|error| failed()(error.into()))?;
     let kept = match role {
-        Role::Tables => CapabilitySet::empty(),
+        Role::Tables | Role::Generated => CapabilitySet::empty(),
         Role::Symbols => present.permitted & CapabilitySet::DAC_READ_SEARCH,
     };
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn sockets_programs_signals_and_writes_are_refused() {
-        for role in [Role::Tables, Role::Symbols] {
+        for role in [Role::Tables, Role::Symbols, Role::Generated] {
             let refused = filtered(role, || {
                 [
                     std::net::UdpSocket::bind("127.0.0.1:0").err(),
@@ -241,7 +241,9 @@ mod tests {
 
     #[test]
     fn only_symbols_may_open_files() {
-        assert_eq!(filtered(Role::Tables, || File::open("/proc/self/stat").err()).unwrap().kind(), PermissionDenied);
+        for role in [Role::Tables, Role::Generated] {
+            assert_eq!(filtered(role, || File::open("/proc/self/stat").err()).unwrap().kind(), PermissionDenied);
+        }
         assert!(filtered(Role::Symbols, || File::open("/proc/self/stat").is_ok()));
     }
 }
