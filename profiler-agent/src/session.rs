@@ -16,7 +16,7 @@ use std::time::Duration;
 use profiler_common::address::{MonotonicNs, Pid};
 use profiler_common::counter::{Counter, CounterKind};
 use profiler_model::{About, Profile, Quality};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::aggregate::Aggregator;
 use crate::counts::Counts;
@@ -48,8 +48,7 @@ const TIDY_NS: u64 = 1_000_000_000;
 /// How long sideband records may gather before they are read: one exec makes dozens.
 const REST: Duration = Duration::from_millis(10);
 
-/// How long tables may still be waited for when sampling is over; the worker's own limit ends
-/// sooner.
+/// How long tables, and then symbols, may still be waited for when sampling is over.
 const FINISH: Duration = Duration::from_secs(60);
 
 /// Why a recording could not be made.
@@ -81,6 +80,7 @@ pub(crate) struct Session {
     counters: Counters,
     counts: Counts,
     wake: Wake,
+    next_tick: Instant,
     sampling: Sampling,
     busy: BusyTime,
     tidied: MonotonicNs,
@@ -114,6 +114,7 @@ impl Session {
             counters,
             counts: Counts::default(),
             wake,
+            next_tick: Instant::now(),
             sampling,
             busy: BusyTime::start(),
             tidied: MonotonicNs(0),
@@ -156,8 +157,6 @@ impl Session {
     /// Moves data until `stop` is over.
     pub(crate) async fn run_until<T>(&mut self, stop: impl Future<Output = T>) -> T {
         let mut stop = std::pin::pin!(stop);
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rested = Instant::now();
         loop {
             let (wake, unsettled) = (&self.wake, !self.events.is_empty());
@@ -170,7 +169,7 @@ impl Session {
             tokio::select! {
                 biased;
                 result = &mut stop => return result,
-                _ = tick.tick() => self.tick(),
+                () = sleep_until(self.next_tick) => self.tick(),
                 () = woken => {
                     self.drain();
                     rested = Instant::now() + REST;
@@ -211,6 +210,7 @@ impl Session {
         }
         self.generated.request(&mut self.generated_worker, &self.tracker, false);
         symbols::request(&mut self.aggregator, &mut self.symbols_worker);
+        self.next_tick = Instant::now() + TICK;
     }
 
     fn settle(&mut self) {
@@ -271,15 +271,18 @@ impl Session {
 
         let deadline = Instant::now() + FINISH;
         self.run_until(tokio::time::sleep(Duration::from_millis(50))).await;
+        self.drain();
+        self.tracker.catch_up(&mut self.events);
+        self.settled = self.tracker.known_up_to();
         self.tick();
         while self.waiting.needs_tables() && Instant::now() < deadline {
             self.run_until(tokio::time::sleep(TICK)).await;
         }
-        self.tracker.catch_up();
         let Self { waiting, tracker, generated, aggregator, counts, .. } = &mut self;
         waiting.give_up(tracker, counts, |sample| generated.add(sample, aggregator, tracker));
         self.finish_generated(deadline).await;
         symbols::request(&mut self.aggregator, &mut self.symbols_worker);
+        let deadline = Instant::now() + FINISH;
         while self.symbols_worker.pending() > 0 && Instant::now() < deadline {
             let Ok(reply) = timeout_at(deadline, self.symbols_worker.next_reply()).await else { break };
             self.answered(reply);

@@ -43,9 +43,14 @@ impl Waiting {
     ) -> HashSet<FileKey> {
         let mut needed = HashSet::new();
         let mut due = std::mem::take(&mut self.for_table);
+        let mut excess = self.words.saturating_sub(MOST_WORDS);
         while let Some(record) = self.fresh.front() {
             if Sample::decode(record).is_ok_and(|sample| sample.header.time > settled) {
-                break;
+                if excess == 0 {
+                    break;
+                }
+                excess = excess.saturating_sub(record.len());
+                counts.add(Counter::WaitingOverflow, 1);
             }
             due.extend(self.fresh.pop_front());
         }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use rustix::process::{Pid, Signal, kill_process};
-use spanflame_tests::system::{children, descendant, name, wait_for};
+use spanflame_tests::system::{children, descendant, name, runs, wait_for};
 use spanflame_tests::{LIBC, from_main, lab};
 
 /// The worker that builds unwind tables stands still until the programs are long gone.
@@ -67,4 +67,25 @@ fn lost_record_of_an_exec() {
     profile.check_chain("brief", &from_main(&["outer", "inner", "leaf"]), 0.97);
     let old_name = profile.of("sh").into_iter().filter(|stack| stack.holds("leaf")).count();
     assert_eq!(old_name, 0, "samples of the new program under the old one's name");
+}
+
+/// A process that has ended and was not waited for shows no mappings: it had them to its end all the same.
+#[test]
+fn lost_records_while_a_process_becomes_a_zombie() {
+    let Some(lab) = lab() else { return };
+    let [storm, plugin, program] = ["storm", "libplugin.so", "brief"].map(|name| lab.workload(name));
+    let [storm, plugin, program] = [&storm, &plugin, &program].map(|path| path.display());
+    // A storm does not wait for the child that it did not start.
+    let script = format!("{program} 3000 & exec {storm} 6000 {plugin}");
+    let running = lab.record(&["-F", "99"]).of(Path::new("/bin/sh"), &["-c", &script]);
+    running.wait_until_sampling();
+    let find = |program| descendant(running.pid(), program);
+    wait_for("the program", || find("brief").is_some() && find("storm").is_some());
+    let brief = find("brief").unwrap();
+    running.signal(Signal::STOP);
+    wait_for("the program to end", || !runs(brief));
+    running.signal(Signal::CONT);
+    let profile = running.profile();
+    assert!(profile.figure("sideband_lost") > 0, "{:?}", profile.quality);
+    profile.check_chain("brief", &from_main(&["outer", "inner", "leaf"]), 0.97);
 }

@@ -68,7 +68,7 @@ pub enum SidebandKind {
     Exited,
     /// The ring was (nearly) full, or damaged: from `time` on records of this CPU may be missing.
     Gap,
-    /// So many records did not fit into the ring, which was found full before this was read.
+    /// So many records did not fit into the ring. A [`SidebandKind::Gap`] goes before.
     Lost {
         /// How many.
         count: u64,
@@ -100,7 +100,15 @@ const DATA_TAIL: usize = 1032 / 8;
 
 /// The sideband rings of all CPUs.
 pub struct Sideband {
-    rings: Vec<(PerfEvent, Mapped)>,
+    rings: Vec<Ring>,
+}
+
+/// The sideband of one CPU.
+struct Ring {
+    event: PerfEvent,
+    memory: Mapped,
+    /// The time of the last record that was read.
+    last: MonotonicNs,
 }
 
 impl Sideband {
@@ -125,25 +133,25 @@ impl Sideband {
                 }
             };
             event.enable()?;
-            rings.push((event, ring));
+            rings.push(Ring { event, memory: ring, last: MonotonicNs(0) });
         }
         Ok(Self { rings })
     }
 
     /// The descriptors to wait on.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.rings.iter().map(|(event, _ring)| event.fd().as_fd())
+        self.rings.iter().map(|ring| ring.event.fd().as_fd())
     }
 
     /// Bytes of all rings.
     #[must_use]
     pub fn ring_bytes(&self) -> usize {
-        self.rings.iter().map(|(_event, ring)| ring.length_words() * 8).sum()
+        self.rings.iter().map(|ring| ring.memory.length_words() * 8).sum()
     }
 
     /// Takes what waits in all rings; in order within each CPU only.
     pub fn drain(&mut self, into: &mut Vec<SidebandEvent>) {
-        for (_event, ring) in &self.rings {
+        for ring in &mut self.rings {
             drain_ring(ring, into);
         }
     }
@@ -152,37 +160,43 @@ impl Sideband {
 /// Takes what waits in one ring.
 ///
 /// The kernel tells of a loss only with the next record that fits. But nothing is lost from a ring with
-/// room for the largest record, and only we make room: a ring that is found fuller than that may have
-/// lost something since it got so full.
-fn drain_ring(ring: &Mapped, into: &mut Vec<SidebandEvent>) {
+/// room for the largest record, and only we make room: a ring that is found fuller than that, before
+/// we read or after, may have lost something since it got so full.
+fn drain_ring(ring: &mut Ring, into: &mut Vec<SidebandEvent>) {
+    let memory = &ring.memory;
     let first = rustix::param::page_size() / 8;
-    let size = ring.length_words() - first;
-    let (Some(head), Some(tail)) = (ring.word(DATA_HEAD), ring.word(DATA_TAIL)) else { return };
+    let size = memory.length_words() - first;
+    let (Some(head), Some(tail)) = (memory.word(DATA_HEAD), memory.word(DATA_TAIL)) else { return };
     // Acquire pairs with the kernel's write barrier before `data_head`; the release below says that
     // we have read what is before the new tail.
     let end = head.load(Ordering::Acquire);
     let begin = tail.load(Ordering::Relaxed);
     let full_from = begin + (size as u64 * 8).saturating_sub(MOST_RECORD_BYTES);
-    let word = |position: u64| ring.load(first + (position / 8) as usize % size);
-    let mut record = Vec::with_capacity(64);
-    let (mut at, mut last, mut told) = (begin, MonotonicNs(0), false);
+    let word = |position: u64| memory.load(first + (position / 8) as usize % size);
     let gap = |time| SidebandEvent { time, pid: Pid(0), tid: Tid(0), kind: SidebandKind::Gap };
+    let mut record = Vec::with_capacity(64);
+    let (mut at, mut told) = (begin, false);
     while at < end {
         let length = (word(at) >> 48) as usize;
         if length < 8 || length as u64 > end - at {
             // Not as the kernel writes it: as if the rest were lost.
-            into.push(gap(last));
+            into.push(gap(ring.last));
             break;
         }
         record.clear();
         record.extend((0..length.div_ceil(8) as u64).flat_map(|index| word(at + index * 8).to_ne_bytes()));
         at += length as u64;
-        last = record_time(&record).unwrap_or(last);
-        if at > full_from && !told {
+        let event = decode(&record);
+        let lost = event.as_ref().is_some_and(|event| matches!(event.kind, SidebandKind::Lost { .. }));
+        if (at > full_from || lost) && !told {
             told = true;
-            into.push(gap(last));
+            into.push(gap(ring.last));
         }
-        into.extend(decode(&record));
+        ring.last = record_time(&record).unwrap_or(ring.last);
+        into.extend(event);
+    }
+    if head.load(Ordering::Acquire) > full_from && !told {
+        into.push(gap(ring.last));
     }
     tail.store(end, Ordering::Release);
 }

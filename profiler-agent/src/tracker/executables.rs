@@ -71,6 +71,8 @@ pub(crate) struct Executable {
     pub(crate) unwinding: Unwinding,
     /// Made at run time: memory without a file, or of a file that is no program.
     pub(crate) generated: bool,
+    /// Its table once found no room: that was counted.
+    pub(crate) lacked_room: bool,
     /// Rows of its table, whether it is placed or not.
     pub(crate) row_count: u64,
     /// Since when no process has it mapped.
@@ -141,7 +143,7 @@ pub(crate) enum Found {
     Known(FileKey),
     /// A file seen for the first time.
     New(FileKey),
-    /// A file that could not be opened: known by its path only.
+    /// A file that could not be opened, for the first time: known by its path only.
     Unreadable(FileKey),
     /// Memory where no user code is.
     Nothing,
@@ -178,6 +180,7 @@ impl Executables {
             segments: Vec::new(),
             unwinding: Unwinding::Unasked,
             generated: false,
+            lacked_room: false,
             row_count: 0,
             idle_since: None,
             identity,
@@ -235,14 +238,16 @@ impl Executables {
     }
 
     fn unreadable(&mut self, mapping: &Mapping) -> Found {
-        if let Some(key) = self.unreadable.get(&mapping.file) {
-            return Found::Unreadable(*key);
+        // /proc does not tell generations.
+        let id = FileId { generation: 0, ..mapping.file };
+        if let Some(key) = self.unreadable.get(&id) {
+            return Found::Known(*key);
         }
         let key = self.add(shown_path(mapping), None, None);
         if let Some(executable) = self.get_mut(key) {
             executable.unwinding = Unwinding::Missing;
         }
-        self.unreadable.insert(mapping.file, key);
+        self.unreadable.insert(id, key);
         Found::Unreadable(key)
     }
 

@@ -4,6 +4,7 @@
 mod executables;
 mod placement;
 mod process;
+mod rescan;
 mod space;
 mod tables;
 
@@ -29,10 +30,6 @@ pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedPr
 
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
 const GRACE_NS: u64 = 5_000_000_000;
-
-/// From one reading of all of /proc to the next, at least, and how many times what the last one took.
-const RESCAN_NS: u64 = 500_000_000;
-const RESCAN_FACTOR: u64 = 10;
 
 /// Refused processes that are remembered.
 const MOST_REFUSED: usize = 4096;
@@ -178,23 +175,11 @@ impl Tracker {
         events.sort_by_key(|event| event.time);
         let settled = events.partition_point(|event| event.time <= until);
         for event in events.drain(..settled) {
-            match event.kind {
-                SidebandKind::Lost { count } => self.counts.add(Counter::SidebandLost, count),
-                SidebandKind::Gap => {
-                    let since = event.time.max(self.applied_up_to);
-                    self.gap_since = Some(self.gap_since.map_or(since, |earlier| earlier.min(since)));
-                }
-                _ => {
-                    if event.time <= self.applied_up_to {
-                        self.counts.add(Counter::SidebandLate, 1);
-                    }
-                    self.apply_one(event);
-                }
-            }
+            self.apply_one(event);
         }
-        self.applied_up_to = until;
-        if until >= self.rescan_from {
-            self.catch_up();
+        self.applied_up_to = self.applied_up_to.max(until);
+        if self.gap_since.is_some() && until >= self.rescan_from {
+            self.catch_up(events);
         }
         self.publish();
     }
@@ -204,28 +189,28 @@ impl Tracker {
         self.gap_since.map_or(self.applied_up_to, |since| since.min(self.applied_up_to))
     }
 
-    /// Reads /proc again if records are missing.
-    pub(crate) fn catch_up(&mut self) {
-        let Some(since) = self.gap_since.take() else { return };
-        let began = clock::monotonic();
-        self.rescan(since);
-        let ended = clock::monotonic();
-        let cost_ns = ended.0.saturating_sub(began.0);
-        self.rescan_from = MonotonicNs(ended.0 + RESCAN_NS.max(cost_ns.saturating_mul(RESCAN_FACTOR)));
-    }
-
     fn apply_one(&mut self, event: SidebandEvent) {
+        let time = event.time;
+        match event.kind {
+            SidebandKind::Lost { count } => return self.counts.add(Counter::SidebandLost, count),
+            SidebandKind::Gap => {
+                let since = time.max(self.applied_up_to);
+                self.gap_since = Some(self.gap_since.map_or(since, |earlier| earlier.min(since)));
+                return;
+            }
+            _ if time <= self.applied_up_to => self.counts.add(Counter::SidebandLate, 1),
+            _ => {}
+        }
         if let SidebandKind::Forked { parent } = event.kind {
-            return self.forked(parent, event.pid, event.time);
+            return self.forked(parent, event.pid, time);
         }
         if !self.interest.holds(event.pid) {
             return;
         }
-        let known = self.processes.get(&event.pid);
-        if known.is_some_and(|process| event.time <= process.scanned_at) {
+        let scanned = self.processes.get(&event.pid).is_some_and(|process| time <= process.scanned_at);
+        if scanned && event.kind != SidebandKind::Exited {
             return;
         }
-        let time = event.time;
         match event.kind {
             SidebandKind::Mapped(mapping) => {
                 self.process_or_new(event.pid, time);
@@ -317,61 +302,6 @@ impl Tracker {
         };
         self.executables.get_mut(key)?.idle_since = None;
         Some(key)
-    }
-
-    /// Reads every process of interest again: records since `lost_from` may be missing. Only what
-    /// /proc confirms stays; what it does not is gone since then.
-    fn rescan(&mut self, lost_from: MonotonicNs) {
-        let all = proc_fs::all_pids().unwrap_or_default();
-        if let Interest::Only { pids, .. } = &mut self.interest {
-            pids.extend(all.iter().copied().filter(|pid| self.followed.contains(*pid)));
-        }
-        let wanted: Vec<Pid> = match &self.interest {
-            Interest::All => all,
-            Interest::Only { pids, .. } => pids.iter().copied().collect(),
-        };
-        for pid in wanted {
-            if self.processes.contains_key(&pid) {
-                self.rescan_process(pid, lost_from);
-            } else {
-                self.scan(pid);
-            }
-        }
-        // That a process ended was not told either.
-        let now = clock::monotonic();
-        for process in self.processes.values_mut().filter(|process| process.ended.is_none()) {
-            if proc_fs::living_thread(process.pid).is_none() {
-                process.ended = Some(now);
-            }
-        }
-    }
-
-    fn rescan_process(&mut self, pid: Pid, lost_from: MonotonicNs) {
-        let scanned_at = clock::monotonic();
-        let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
-        let name = proc_fs::name(pid).unwrap_or_default();
-        let (dumps, mappings): (Vec<Mapping>, Vec<Mapping>) =
-            mappings.into_iter().partition(executables::tells_of_jitdump);
-        for dump in &dumps {
-            self.note_jitdump(pid, dump, lost_from);
-        }
-        let mut found: Vec<(&Mapping, FileKey)> =
-            mappings.iter().filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, false)?))).collect();
-        found.sort_unstable_by_key(|(mapping, _file)| mapping.start);
-        let Some(process) = self.processes.get_mut(&pid) else { return };
-        process.scanned_at = scanned_at;
-        process.first_thread_ended = proc_fs::living_thread(pid) != Some(pid);
-        if *process.name_at(lost_from) != *name {
-            process.rename(Arc::from(name), lost_from);
-        }
-        process.retain(lost_from, |known| {
-            let after = found.partition_point(|(mapping, _file)| mapping.start <= known.start);
-            let holder = after.checked_sub(1).and_then(|at| found.get(at));
-            holder.is_some_and(|(mapping, file)| *file == known.file && known.end <= mapping.end)
-        });
-        for (mapping, file) in found {
-            process.map((mapping.start, mapping.end), mapping.file_offset, file, lost_from);
-        }
     }
 
     /// Whether nothing of the process runs any more. A pid that is in use again by a process of no

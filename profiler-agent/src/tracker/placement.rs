@@ -83,7 +83,7 @@ impl Placement {
         self.tables.write_ranges(pid, &entry, ranges);
         if self.tables.set_process(pid, entry).is_err() {
             // No walk can have found it.
-            self.ranges.release(MonotonicNs(0), slot.start, slot.length);
+            self.ranges.give_back(slot.start, slot.length);
             return None;
         }
         Some((slot, generation))

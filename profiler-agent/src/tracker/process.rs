@@ -190,6 +190,16 @@ impl Process {
         self.names.push((time, name));
     }
 
+    /// It has this name now. If that is news, it has had it since `lost_from`, or since it was given
+    /// the last one that we saw.
+    pub(crate) fn renamed_unseen(&mut self, name: Arc<str>, lost_from: MonotonicNs) {
+        if let Some((since, known)) = self.names.last()
+            && *known != name
+        {
+            self.names.push((lost_from.max(*since), name));
+        }
+    }
+
     /// The process's name at `time`.
     pub(crate) fn name_at(&self, time: MonotonicNs) -> Arc<str> {
         let name = self.names.iter().rev().find(|(since, _name)| *since <= time).or(self.names.first());

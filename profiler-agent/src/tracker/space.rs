@@ -50,7 +50,8 @@ impl Space {
         }
     }
 
-    fn give_back(&mut self, mut start: u32, mut length: u32) {
+    /// Frees `length` entries from `start`, which nothing reads.
+    pub(crate) fn give_back(&mut self, mut start: u32, mut length: u32) {
         let same_chunk = |a: u32, b: u32| a / self.chunk_length == b / self.chunk_length;
         if let Some((&before, &free)) = self.free.range(..start).next_back()
             && before + free == start

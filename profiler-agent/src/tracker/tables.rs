@@ -83,6 +83,9 @@ impl Tracker {
             Err(_) => Unwinding::Missing,
         };
         let Some(executable) = self.executables.get_mut(key) else { return };
+        if matches!(unwinding, Unwinding::NoRoom { .. }) && !std::mem::replace(&mut executable.lacked_room, true) {
+            self.counts.add(Counter::TablesFull, 1);
+        }
         executable.unwinding = unwinding;
         executable.generated |= matches!(result, Err(FileError::NotElf));
         if let Ok(table) = result {
@@ -135,7 +138,6 @@ impl Tracker {
             self.evict();
         }
         if table.row_count() as u64 > self.placement.free_rows() {
-            self.counts.add(Counter::TablesFull, 1);
             return no_room();
         }
         let mut placed = Vec::with_capacity(table.parts.len());
@@ -148,7 +150,6 @@ impl Tracker {
             match place {
                 Some(part) => placed.push(part),
                 None => {
-                    self.counts.add(Counter::TablesFull, 1);
                     self.placement.release_rows(&placed, clock::monotonic());
                     return no_room();
                 }
@@ -202,6 +203,7 @@ impl Tracker {
             self.counts.add(if no_room { Counter::RangesFull } else { Counter::RangesTruncated }, 1);
         }
         if no_room {
+            process.publish_from = MonotonicNs(now.0 + QUARANTINE.0);
             // Tried again. What the old table says of code that was replaced is found out by its samples.
             return;
         }

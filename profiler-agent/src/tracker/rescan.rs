@@ -1,0 +1,91 @@
+//! Reading /proc again, when sideband records are missing.
+
+use std::sync::Arc;
+
+use profiler_common::address::{MonotonicNs, Pid};
+
+use super::{Interest, Tracker, executables};
+use crate::clock;
+use crate::kernel::sideband::{Mapping, SidebandEvent};
+use crate::proc_fs;
+use crate::worker::FileKey;
+
+/// From one reading of all of /proc to the next, at least, and how many times what the last one took.
+const RESCAN_NS: u64 = 500_000_000;
+const RESCAN_FACTOR: u64 = 10;
+
+impl Tracker {
+    /// Reads /proc again if records are missing. `events`, those that are not applied yet, are applied
+    /// before: what they tell is known to the moment.
+    pub(crate) fn catch_up(&mut self, events: &mut Vec<SidebandEvent>) {
+        let Some(since) = self.gap_since else { return };
+        events.sort_by_key(|event| event.time);
+        for event in events.drain(..) {
+            self.apply_one(event);
+        }
+        let began = clock::monotonic();
+        self.rescan(since);
+        self.gap_since = None;
+        let ended = clock::monotonic();
+        let cost_ns = ended.0.saturating_sub(began.0);
+        self.rescan_from = MonotonicNs(ended.0 + RESCAN_NS.max(cost_ns.saturating_mul(RESCAN_FACTOR)));
+        self.publish();
+    }
+
+    /// Reads every process of interest again: records since `lost_from` may be missing. Only what
+    /// /proc confirms stays; what it does not is gone since then.
+    fn rescan(&mut self, lost_from: MonotonicNs) {
+        let all = proc_fs::all_pids().unwrap_or_default();
+        if let Interest::Only { pids, .. } = &mut self.interest {
+            pids.extend(all.iter().copied().filter(|pid| self.followed.contains(*pid)));
+        }
+        let wanted: Vec<Pid> = match &self.interest {
+            Interest::All => all,
+            Interest::Only { pids, .. } => pids.iter().copied().collect(),
+        };
+        for pid in wanted {
+            if self.processes.contains_key(&pid) {
+                self.rescan_process(pid, lost_from);
+            } else {
+                self.scan(pid);
+            }
+        }
+        // That a process ended was not told either.
+        let now = clock::monotonic();
+        for process in self.processes.values_mut().filter(|process| process.ended.is_none()) {
+            if proc_fs::living_thread(process.pid).is_none() {
+                process.ended = Some(now);
+            }
+        }
+    }
+
+    fn rescan_process(&mut self, pid: Pid, lost_from: MonotonicNs) {
+        let scanned_at = clock::monotonic();
+        let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
+        if mappings.is_empty() {
+            // It has ended, and has only to be waited for: what it had mapped it had to its end.
+            return;
+        }
+        let name = proc_fs::name(pid).unwrap_or_default();
+        let (dumps, mappings): (Vec<Mapping>, Vec<Mapping>) =
+            mappings.into_iter().partition(executables::tells_of_jitdump);
+        for dump in &dumps {
+            self.note_jitdump(pid, dump, lost_from);
+        }
+        let mut found: Vec<(&Mapping, FileKey)> =
+            mappings.iter().filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, false)?))).collect();
+        found.sort_unstable_by_key(|(mapping, _file)| mapping.start);
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.scanned_at = scanned_at;
+        process.first_thread_ended = proc_fs::living_thread(pid) != Some(pid);
+        process.renamed_unseen(Arc::from(name), lost_from);
+        process.retain(lost_from, |known| {
+            let after = found.partition_point(|(mapping, _file)| mapping.start <= known.start);
+            let holder = after.checked_sub(1).and_then(|at| found.get(at));
+            holder.is_some_and(|(mapping, file)| *file == known.file && known.end <= mapping.end)
+        });
+        for (mapping, file) in found {
+            process.map((mapping.start, mapping.end), mapping.file_offset, file, lost_from);
+        }
+    }
+}
