@@ -1,7 +1,7 @@
 //! Symbols for the profile's locations: asked for while sampling goes on, so that a process that
 //! has ended by the time of the report has its names all the same.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -23,6 +23,8 @@ pub(crate) struct Wanted {
     files: HashMap<FileKey, WantedOfFile>,
     /// The files with addresses and without a request, the longest waiting one first.
     ready: VecDeque<FileKey>,
+    /// Files that the worker did not survive, or had no time for: not asked again, others wait.
+    given_up: HashSet<FileKey>,
 }
 
 struct WantedOfFile {
@@ -35,6 +37,9 @@ struct WantedOfFile {
 impl Wanted {
     /// Adds an address, which was not added before.
     pub(crate) fn add(&mut self, key: FileKey, file: &Arc<OwnedFd>, address: Svma) {
+        if self.given_up.contains(&key) {
+            return;
+        }
         let new = || WantedOfFile { file: Arc::clone(file), addresses: Vec::new(), in_flight: false };
         let wanted = self.files.entry(key).or_insert_with(new);
         if wanted.addresses.is_empty() && !wanted.in_flight {
@@ -50,6 +55,12 @@ impl Wanted {
         let rest = wanted.addresses.split_off(wanted.addresses.len().min(MAX_ADDRESSES));
         wanted.in_flight = true;
         Some((key, Arc::clone(&wanted.file), std::mem::replace(&mut wanted.addresses, rest)))
+    }
+
+    /// The worker failed over this file.
+    fn give_up(&mut self, key: FileKey) {
+        self.files.remove(&key);
+        self.given_up.insert(key);
     }
 
     /// The request for this file is no longer in flight.
@@ -91,6 +102,9 @@ pub(crate) fn answered(
         // Memory that a just-in-time compiler maps from a file of its own.
         Err(FileError::NotElf) => {}
         Err(reason) => {
+            if matches!(reason, FileError::Worker(_)) {
+                aggregator.wanted.give_up(key);
+            }
             let path = quoted(path);
             counts.note(format!("functions of {path} have no names: {reason}. Look at it with: readelf -sW {path}"));
         }
@@ -143,6 +157,13 @@ mod tests {
         wanted.answered(big);
         wanted.answered(small);
         assert_eq!(next(&mut wanted), None);
+        wanted.add(big, &file, Svma(5));
+        assert_eq!(next(&mut wanted), Some((big, 1)));
+        wanted.add(big, &file, Svma(6));
+        wanted.answered(big);
+        wanted.give_up(big);
+        wanted.add(big, &file, Svma(7));
+        assert_eq!(next(&mut wanted), None, "the worker failed over it");
         assert_eq!(Arc::strong_count(&file), 1, "no file is kept open for nothing");
     }
 }

@@ -96,16 +96,13 @@ impl Worker {
         room
     }
 
-    /// Queues the request for the functions at `addresses`. False: the queue is full, nothing was
-    /// queued. For a worker with [`Role::Symbols`].
-    ///
-    /// Every [`MAX_ADDRESSES`] of them get a reply, and a time limit, of their own.
+    /// Queues the request for the functions at `addresses`, at most [`MAX_ADDRESSES`]. False: the queue
+    /// is full, or these are too many; nothing was queued. For a worker with [`Role::Symbols`].
     pub fn request_symbols(&mut self, key: FileKey, file: &Arc<OwnedFd>, addresses: &[Svma]) -> bool {
-        let parts = addresses.chunks(MAX_ADDRESSES);
-        let room = self.queue.len() + parts.len() <= QUEUE_REQUESTS;
+        let room = self.queue.len() < QUEUE_REQUESTS && addresses.len() <= MAX_ADDRESSES;
         if room {
-            let words = |part: &[Svma]| part.iter().map(|address| address.0).collect();
-            self.queue.extend(parts.map(|part| Request { key: key.0, file: Arc::clone(file), words: words(part) }));
+            let words = addresses.iter().map(|address| address.0).collect();
+            self.queue.push_back(Request { key: key.0, file: Arc::clone(file), words });
         }
         room
     }
