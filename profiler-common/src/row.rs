@@ -69,6 +69,9 @@ pub const BASE_OTHER: u8 = FP_AT_FP;
 /// CFA counts from rsp, and the caller's rbp is unchanged or not known. Valid in the first frame
 /// (glibc's `vfork` keeps it in rdi).
 pub const RA_IN_OTHER: u8 = DEREF_ADD_8;
+/// x86_64, with neither [`DEREF`] nor [`BASE_OTHER`]: the CFA may lie on another stack, also below rsp
+/// (Go's runtime and C called from Go run on the thread's stack, goroutines on theirs).
+pub const OTHER_STACK: u8 = DEREF_ADD_8;
 /// aarch64: the return address is in x30. Valid in the first frame and after a signal frame.
 pub const RA_IN_LR: u8 = 1 << 1;
 /// aarch64: the caller's x29 is 8 bytes below the return address; otherwise x29 is unchanged.

@@ -7,8 +7,8 @@
 
 use crate::record::StopReason;
 use crate::row::{
-    BASE_FP, BASE_OTHER, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, RA_FROM_BASE,
-    RA_IN_LR, RA_IN_OTHER, Rule, SIGNAL, UNSUPPORTED,
+    BASE_FP, BASE_OTHER, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, OTHER_STACK,
+    RA_FROM_BASE, RA_IN_LR, RA_IN_OTHER, Rule, SIGNAL, UNSUPPORTED,
 };
 
 /// The registers of a frame that unwinding needs.
@@ -152,6 +152,8 @@ struct X86_64Base {
     other: u64,
     /// 1: that is the return address.
     holds_return_address: u64,
+    /// 1: the CFA may be on another stack.
+    elsewhere: u64,
     /// 1: it is not known any more.
     lost: u64,
 }
@@ -163,8 +165,10 @@ struct X86_64Base {
 /// as long as nothing else was called.
 #[inline(always)]
 fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> X86_64Base {
-    let named = flag(rule, BASE_OTHER) & (1 ^ flag(rule, DEREF));
+    let direct = 1 ^ flag(rule, DEREF);
+    let named = flag(rule, BASE_OTHER) & direct;
     let holds_return_address = named & flag(rule, RA_IN_OTHER);
+    let elsewhere = (named ^ direct) & flag(rule, OTHER_STACK);
     let field = rule << 46;
     let offset = field.cast_signed() >> 43;
     let short_offset = (field << 4).cast_signed() >> 47;
@@ -175,6 +179,7 @@ fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> X86_64Ba
         offset: select::<M>(named, short_offset.cast_unsigned(), offset.cast_unsigned()),
         other,
         holds_return_address,
+        elsewhere,
         lost: named & (regs.interrupted | holds_return_address & (1 ^ regs.exact)),
     }
 }
@@ -185,7 +190,7 @@ fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> X86_64Ba
 pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M) -> u64 {
     let rule = u64::from(rule);
     let mut stop = stop_before::<M>(rule, regs);
-    let X86_64Base { base, offset, other, holds_return_address, lost } = x86_64_base(rule, regs, machine);
+    let X86_64Base { base, offset, other, holds_return_address, elsewhere, lost } = x86_64_base(rule, regs, machine);
     stop |= lost * STOP_RETURN_ADDRESS_LOST;
     let mut cfa = base.wrapping_add(offset);
     let mut fp_elsewhere = 0;
@@ -206,7 +211,7 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
     let words = M::Barrier::opaque(slot | unchanged);
     // The word that is read in vain when a register holds the return address is one that is there.
     failed |= machine.read(cfa.wrapping_sub((words ^ holds_return_address) * 8), words);
-    failed |= less::<M>(cfa, regs.sp.wrapping_add(1 ^ holds_return_address));
+    failed |= less::<M>(cfa, regs.sp.wrapping_add(1 ^ holds_return_address)) & (1 ^ elsewhere);
     stop |= failed * STOP_UNREADABLE;
     let pc = select::<M>(holds_return_address, other, machine.word(words.wrapping_sub(1)));
     // `struct sigcontext_64` holds rsp just before rip.
@@ -386,6 +391,20 @@ mod tests {
         }
         let interrupted = Registers { interrupted: 1, ..at(STACK, 9) };
         assert_eq!(x86(Rule::x86_64_other(3, 2, 1), interrupted, &[]), Err(StopReason::ReturnAddressLost));
+    }
+
+    #[test]
+    fn x86_64_other_stack_may_lie_below() {
+        let values = [(STACK + 8, 55), (STACK + 16, 0x4000)];
+        let regs = at(STACK + 400, STACK + 8);
+        assert_eq!(x86(Rule::x86_64(BASE_FP, 2, 2), regs, &values), Err(StopReason::UnreadableStack));
+        let caller = x86(Rule::x86_64(BASE_FP | OTHER_STACK, 2, 2), regs, &values).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 24, fp: 55, lr: 0, interrupted: 0, exact: 0 });
+        // The same bit says something else beside the others.
+        for rule in [Rule::x86_64(DEREF | DEREF_ADD_8, 0, 0), Rule::x86_64_ra_in_other(3, false, -1)] {
+            let regs = Registers { exact: 1, ..at(STACK + 400, STACK + 8) };
+            assert_eq!(x86(rule, regs, &[(STACK + 400, STACK)]), Err(StopReason::UnreadableStack));
+        }
     }
 
     #[test]
