@@ -25,6 +25,8 @@ const MAX_NOTES: usize = 16;
 const MAX_PLTS: usize = 64;
 /// Bytes of a section's name that are compared.
 const NAME_BYTES: usize = 16;
+/// So begins the name of `.gopclntab` in position-independent programs up to Go 1.25.
+const DATA_REL_RO_GOPCLNTAB: &[u8] = b".data.rel.ro.gop";
 /// The names of all sections together. Executables have a few dozen.
 const MAX_NAMES_BYTES: u64 = 1 << 20;
 /// The notes of one `PT_NOTE`; those of core files are longer, and no business of ours.
@@ -37,6 +39,7 @@ const MAX_EXECUTABLE_BYTES: u64 = 64 << 30;
 /// `e_type` of a program with a fixed address.
 const ET_EXEC: u16 = 2;
 const PT_LOAD: u32 = 1;
+const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
@@ -72,6 +75,12 @@ pub(crate) struct Elf {
     /// Said to be a program, by its type or by naming its loader. Programs that need no loader and have
     /// no fixed address do not say so, and neither do loaders.
     pub(crate) is_program: bool,
+    /// `.gopclntab`: what Go programs know about their code.
+    pub(crate) go_table: Option<Section>,
+    /// Where the loader finds its own tables (`PT_DYNAMIC`).
+    pub(crate) dynamic: Option<Segment>,
+    /// There are section headers.
+    pub(crate) has_sections: bool,
     /// The address of `.text`, which pointers in CFI may be relative to; 0 when it is not known.
     pub(crate) text: Svma,
     /// Section headers or names are stated, but can't be read.
@@ -95,6 +104,9 @@ impl Elf {
             plts: Vec::new(),
             entry: header.entry,
             is_program: header.is_program,
+            go_table: None,
+            dynamic: None,
+            has_sections: false,
             text: Svma(0),
             sections_unreadable: false,
         };
@@ -117,6 +129,7 @@ impl Elf {
                     return Err(BuildError::TooMany { what: "the number of loaded segments", value, limit });
                 }
                 PT_LOAD => self.segments.push(segment),
+                PT_DYNAMIC => self.dynamic = Some(segment),
                 PT_INTERP => self.is_program = true,
                 PT_GNU_EH_FRAME => self.eh_frame_hdr = Some(segment.svma),
                 PT_NOTE if self.build_id.is_none() && notes_left > 0 && segment.file_size_bytes <= MAX_NOTES_BYTES => {
@@ -142,6 +155,7 @@ impl Elf {
         let sections: Vec<_> = table.chunks_exact(SECTION_HEADER_BYTES).filter_map(section_header).collect();
         let Some((_, _, names)) = sections.get(usize::from(header.names_section)) else { return Ok(()) };
         let names = read_bytes(file, "the section names", names.file_offset, names.size_bytes, MAX_NAMES_BYTES)?;
+        self.has_sections = true;
         for (name, kind, section) in sections {
             if kind == SHT_NOBITS || section.size_bytes == 0 {
                 continue;
@@ -149,6 +163,7 @@ impl Elf {
             match name_at(&names, name) {
                 b".text" => self.text = section.svma,
                 b".eh_frame" => self.eh_frame = Some(section),
+                b".gopclntab" | DATA_REL_RO_GOPCLNTAB => self.go_table = Some(section),
                 b".debug_frame" => self.debug_frame = Some(section),
                 b".plt" | b".iplt" => self.plts.push(section),
                 name if name.starts_with(b".plt.") => self.plts.push(section),

@@ -1,7 +1,8 @@
 //! Unwind tables: the bytes of an ELF file in, sorted rows for every address of its code out.
 //!
 //! [`build`] reads headers and call frame information through [`ReadAt`], never the whole file, and
-//! turns each row of the CFI into one of the kernel program's rules ([`profiler_common::row`]). The
+//! turns each row of the CFI into one of the kernel program's rules ([`profiler_common::row`]). In Go
+//! programs the table of their runtime takes the place of CFI. The
 //! parts of an [`UnwindTable`] cover every executable segment without a hole: what no CFI covers is
 //! unwound by the frame pointer and says so, what a rule can't express is marked and counted.
 //!
@@ -19,6 +20,7 @@ mod entry;
 mod error;
 mod expression;
 mod functions;
+mod go;
 mod plt;
 mod read;
 mod section;
@@ -32,6 +34,7 @@ mod x86_64;
 pub use elf::MAX_SEGMENTS;
 pub use error::{BuildError, ReadError};
 pub use functions::function_starts;
+pub use go::{GoFunction, go_functions};
 pub use profiler_common::step::*;
 pub use read::ReadAt;
 pub use segment::{Arch, Segment, bias_of_mapping};

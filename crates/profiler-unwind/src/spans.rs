@@ -12,6 +12,9 @@ pub(crate) struct Span {
 impl Span {
     /// In [`Span::entry`]: the FDE is in `.debug_frame`, not in `.eh_frame`.
     pub(crate) const DEBUG_FRAME: u32 = 1 << 31;
+    /// In [`Span::entry`]: the rest is the number of a function in Go's table. `.eh_frame` is never so
+    /// long that its offsets have this bit.
+    pub(crate) const GO: u32 = 1 << 30;
 
     /// The address after the last one. Spans do not wrap: they lie within a segment.
     pub(crate) fn end(&self) -> u64 {

@@ -5,6 +5,7 @@ use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_f
 use crate::elf::Elf;
 use crate::entry;
 use crate::error::BuildError;
+use crate::go::{self, GoRows};
 use crate::plt::{self, Plt};
 use crate::read::{ReadAt, read_bytes};
 use crate::section::{self, Loaded};
@@ -121,6 +122,7 @@ pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
     let eh_frame_bytes = section::read_eh_frame(file, &elf)?;
     let debug_frame_bytes = section::read_debug_frame(file, &elf)?;
     let plts = Plt::read_all(file, &elf);
+    let module = go::find(file, &elf)?;
     let mut builder = Builder {
         file,
         elf: &elf,
@@ -132,7 +134,7 @@ pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
     };
     builder.problems.sections_unusable = u64::from(elf.sections_unreadable)
         + u64::from(elf.eh_frame.is_some_and(|section| section.compressed))
-        + u64::from(elf.debug_frame.is_some_and(|section| section.compressed));
+        + u64::from(module.is_none() && elf.debug_frame.is_some_and(|section| section.compressed));
     let bases = |loaded: &Loaded| gimli::BaseAddresses::default().set_eh_frame(loaded.svma.0).set_text(elf.text.0);
     let mut sources = Sources {
         eh_frame: CallFrames::new(
@@ -147,10 +149,12 @@ pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
             bases(&debug_frame_bytes),
             elf.arch,
         ),
+        go: module.as_ref().map(|module| GoRows::new(file, &elf, module)),
     };
     let upper = builder.spans(&mut sources.eh_frame)?;
+    let middle = sources.go.as_ref().map(GoRows::spans).unwrap_or_default();
     let lower = builder.spans(&mut sources.debug_frame)?;
-    builder.cover_segments(&mut sources, &spans::overlay(upper, lower))?;
+    builder.cover_segments(&mut sources, &spans::overlay(upper, spans::overlay(middle, lower)))?;
     let (parts, problems) = (builder.tiles.finish(), builder.problems);
     Ok(UnwindTable { arch: elf.arch, build_id: elf.build_id, segments: elf.segments, parts, problems })
 }
@@ -175,9 +179,10 @@ fn beginning(file: &impl ReadAt, elf: &Elf) -> Range<u64> {
 }
 
 /// The sections that [`Span::entry`] can name.
-struct Sources<'a> {
+struct Sources<'a, F> {
     eh_frame: CallFrames<'a, gimli::EhFrame<crate::expression::Reader<'a>>>,
     debug_frame: CallFrames<'a, gimli::DebugFrame<crate::expression::Reader<'a>>>,
+    go: Option<GoRows<'a, F>>,
 }
 
 struct Builder<'a, F> {
@@ -206,7 +211,7 @@ impl<F: ReadAt> Builder<'_, F> {
         Ok(spans::disjoint(spans))
     }
 
-    fn cover_segments(&mut self, sources: &mut Sources<'_>, spans: &[Span]) -> Result<(), BuildError> {
+    fn cover_segments(&mut self, sources: &mut Sources<'_, F>, spans: &[Span]) -> Result<(), BuildError> {
         let elf = self.elf;
         let mut spans = spans.iter().peekable();
         for segment in elf.executable() {
@@ -222,7 +227,12 @@ impl<F: ReadAt> Builder<'_, F> {
     }
 
     /// Covers the addresses of `span`, which start where the covered ones end, by its FDE.
-    fn cover_span(&mut self, sources: &mut Sources<'_>, span: &Span) -> Result<(), BuildError> {
+    fn cover_span(&mut self, sources: &mut Sources<'_, F>, span: &Span) -> Result<(), BuildError> {
+        if span.entry & (Span::GO | Span::DEBUG_FRAME) == Span::GO
+            && let Some(go) = &mut sources.go
+        {
+            return self.cover_go(go, span);
+        }
         let (tiles, problems) = (&mut self.tiles, &mut self.problems);
         let row = |end: u64, encoded: Result<Encoded, Unsupported>| {
             let until = end.min(span.end());
@@ -250,6 +260,19 @@ impl<F: ReadAt> Builder<'_, F> {
             Ok(()) => {}
             Err(RowError::Unreadable) => self.problems.fdes_cut += 1,
             Err(RowError::Build(error)) => return Err(error),
+        }
+        self.tiles.cover(span.end(), Rule::UNSUPPORTED)
+    }
+
+    /// Covers the addresses of `span`, which start where the covered ones end, by Go's table.
+    fn cover_go(&mut self, go: &mut GoRows<'_, F>, span: &Span) -> Result<(), BuildError> {
+        match go.rules(span) {
+            Some(rules) => {
+                for (until, rule) in rules {
+                    self.tiles.cover(until.min(span.end()), rule)?;
+                }
+            }
+            None => self.problems.fdes_cut += 1,
         }
         self.tiles.cover(span.end(), Rule::UNSUPPORTED)
     }
