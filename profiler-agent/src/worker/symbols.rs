@@ -1,8 +1,10 @@
-//! Addresses to functions, by blazesym.
+//! Addresses to functions: Go's by its own table, all others by blazesym.
 //!
 //! blazesym opens files by path and keeps what it parsed by path, so each file has a symbolizer of
 //! its own, which lives as long as the descriptor that the path `/proc/self/fd/N` names: what was
 //! parsed of one file is never taken for another one's.
+
+mod go;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -84,11 +86,15 @@ impl OpenFile {
     }
 
     fn frames(&self, addresses: &[Svma]) -> Result<Vec<Vec<Frame>>, FileError> {
-        let mut found = vec![Vec::new(); addresses.len()];
+        let file = Pread { file: &self.file, size_bytes: self.identity.size_bytes };
+        let mut found = go::frames(&file, addresses);
         let mut failure = None;
         for source in &self.sources {
             let missing = |&index: &usize| found[index].is_empty() && addresses[index] < USER_END;
             let indices: Vec<usize> = (0..addresses.len()).filter(missing).collect();
+            if indices.is_empty() {
+                break;
+            }
             let offsets: Vec<u64> = indices.iter().map(|&index| addresses[index].0).collect();
             match self.symbolizer.symbolize(source, Input::VirtOffset(&offsets)) {
                 Ok(symbols) => {
