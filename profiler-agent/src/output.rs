@@ -1,24 +1,36 @@
 //! The output files: a bad path fails before sampling starts, and a file is complete or as it was
-//! before, whatever happens.
+//! before, wherever a new one can take its name.
 //!
-//! A profile is written to a temporary file in the same folder, made before sampling, and renamed.
-//! It goes with us however we end, unless by a signal that can't be handled (`kill -9`): then
-//! `.spanflame-PID-N` stays. Pipes, devices and `/dev/stdout` can't be renamed: they are written
-//! directly, as is a file that is a mount point of its own.
+//! All is done in the folder that the path leads to at the start, which is kept open. What is there by
+//! the name is opened at the start as well, with the kernel's own checks, and never looked up again.
+//! Where everybody may write (`/tmp`), it must be ours and no symbolic link.
+//!
+//! The profile goes to a temporary file in that folder, which gets the name when it is complete, if
+//! the name was free, or that of a regular file with the owner and the group that a new file gets. It
+//! has the mode of that file, but no ACLs, and other hard links keep what they had. Pipes, devices,
+//! files of others, mount points, what symbolic links lead to, and files where we may not make another
+//! are written in place: then a full disk leaves a part of the profile, and a link that led nowhere
+//! leads to an empty file from the start.
+//!
+//! The temporary file goes with us however we end, unless by a signal that can't be handled (`kill
+//! -9`): then `.spanflame-PID-N` stays.
 
-use std::fs::{self, File, Metadata};
-use std::io::{self, ErrorKind, Write as _};
-use std::os::unix::fs::{MetadataExt as _, fchown};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use profiler_export::{ExportError, Format, UnknownFormat, export};
 use profiler_model::Profile;
-
-/// Symbolic links in a row that the kernel follows (linux/include/linux/namei.h, `MAXSYMLINKS`).
-const MOST_LINKS: usize = 40;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fchmod, fstat, openat, renameat, statat, unlinkat};
+use rustix::io::Errno;
 
 /// Names that are tried for a temporary file: a killed process with our pid may have left some.
 const MOST_NAMES: usize = 1000;
+
+/// The rights of a new file, before the umask takes some away.
+const NEW_FILE: Mode = Mode::from_raw_mode(0o666);
 
 /// Why an output can't be written.
 #[derive(Debug, thiserror::Error)]
@@ -51,16 +63,16 @@ pub enum OutputError {
 pub(crate) struct Output {
     path: PathBuf,
     format: Format,
-    file: File,
-    /// None: what is written is there at once.
-    replacement: Option<Replacement>,
+    to: Destination,
 }
 
-/// A temporary file, removed when this is dropped, and what it is to become.
+/// Where the profile goes.
 #[derive(Debug)]
-struct Replacement {
-    temporary: PathBuf,
-    target: PathBuf,
+enum Destination {
+    /// To what was there.
+    InPlace(File),
+    /// To a new file. What was there is written when it can't be replaced.
+    New(Temporary, Option<File>),
 }
 
 impl Output {
@@ -68,103 +80,307 @@ impl Output {
     pub(crate) fn create(path: &Path) -> Result<Self, OutputError> {
         let format = Format::from_path(path)?;
         let failed = |doing| move |source| OutputError::File { doing, path: path.to_owned(), source };
-        let existing = match fs::metadata(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => None,
-            found => Some(found.map_err(failed("look at"))?),
+        let place = Place::of(path).map_err(failed("open the folder of"))?;
+        let to = match place.open_existing().map_err(failed("open"))? {
+            Some(existing) => place.replacement(existing),
+            None => Temporary::create(place, NEW_FILE).map(|new| Destination::New(new, None)).map_err(io::Error::from),
         };
-        let file = match &existing {
-            None => None,
-            // Its rights are asked for, though it may be another file that is written.
-            Some(_) => Some(File::options().write(true).open(path).map_err(failed("open"))?),
-        };
-        let target = target_of(path).filter(|_| existing.as_ref().is_none_or(Metadata::is_file));
-        let (file, replacement) = match (file, target) {
-            (Some(file), None) => (file, None),
-            (_, target) => {
-                let target = target.unwrap_or_else(|| path.to_owned());
-                let made = Replacement::create(target, existing.as_ref()).map_err(failed("make a file beside"))?;
-                (made.0, Some(made.1))
-            }
-        };
-        Ok(Self { path: path.to_owned(), format, file, replacement })
+        let to = to.map_err(failed("make a file beside"))?;
+        Ok(Self { path: path.to_owned(), format, to })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writes the profile. When that fails, a file that was there is as it was.
+    /// Writes the profile. When that fails, a file that was to be replaced is as it was.
     pub(crate) fn write(&mut self, profile: &Profile) -> Result<(), OutputError> {
         let bytes =
             export(self.format, profile).map_err(|source| OutputError::Export { path: self.path.clone(), source })?;
         let path = self.path.as_path();
         let failed = |doing| move |source| OutputError::File { doing, path: path.to_owned(), source };
-        self.file.write_all(&bytes).map_err(failed("write"))?;
-        match &self.replacement {
-            Some(replacement) => replacement.put_in_place().map_err(failed("replace")),
-            None => truncate_regular(&self.file, bytes.len() as u64).map_err(failed("truncate")),
+        match &mut self.to {
+            Destination::InPlace(file) => write_in_place(file, &bytes).map_err(failed("write")),
+            Destination::New(new, existing) => {
+                new.file.write_all(&bytes).map_err(failed("write"))?;
+                match (new.put_in_place(), existing) {
+                    // A mount point, as of a file that a container was given.
+                    (Err(Errno::BUSY | Errno::XDEV), Some(file)) => {
+                        write_in_place(file, &bytes).map_err(failed("write"))
+                    }
+                    (put, _) => put.map_err(io::Error::from).map_err(failed("replace")),
+                }
+            }
         }
     }
 }
 
-impl Replacement {
-    /// Makes the temporary file, with the owner and the rights of what it replaces.
-    fn create(target: PathBuf, existing: Option<&Metadata>) -> io::Result<(File, Self)> {
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = |number| folder.join(format!(".spanflame-{}-{number}", std::process::id()));
-        for temporary in (0..MOST_NAMES).map(name) {
-            let file = match File::options().write(true).create_new(true).open(&temporary) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                file => file?,
-            };
-            let replacement = Self { temporary, target };
-            if let Some(existing) = existing {
-                // Only root may give files away; to others the new file is their own.
-                let _refused = fchown(&file, Some(existing.uid()), Some(existing.gid()));
-                file.set_permissions(existing.permissions())?;
-            }
-            return Ok((file, replacement));
-        }
-        Err(ErrorKind::AlreadyExists.into())
+/// A name in a folder.
+#[derive(Debug)]
+struct Place {
+    folder: OwnedFd,
+    name: OsString,
+}
+
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let name = path.file_name().ok_or(Errno::ISDIR)?.to_owned();
+        Ok(Self { folder, name })
     }
 
-    fn put_in_place(&self) -> io::Result<()> {
-        match fs::rename(&self.temporary, &self.target) {
-            // A mount point, as of a file that a container was given.
-            Err(error) if matches!(error.kind(), ErrorKind::ResourceBusy | ErrorKind::CrossesDevices) => {
-                fs::copy(&self.temporary, &self.target).map(|_bytes| ())
-            }
-            renamed => renamed,
+    fn look(&self) -> Result<Option<Stat>, Errno> {
+        match statat(&self.folder, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
+            found => found.map(Some),
         }
+    }
+
+    /// What is there by this name, or what the link by this name leads to: opened as `>` in a shell
+    /// would, except that nothing is cut off.
+    fn open_existing(&self) -> io::Result<Option<File>> {
+        if self.look()?.is_none() {
+            return Ok(None);
+        }
+        // With this the kernel asks what fs.protected_regular and fs.protected_fifos are about.
+        let mut flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let shared = Mode::from_raw_mode(fstat(&self.folder)?.st_mode).contains(Mode::WOTH);
+        flags.set(OFlags::NOFOLLOW, shared);
+        let file = match openat(&self.folder, &self.name, flags, NEW_FILE) {
+            Err(Errno::LOOP) if shared => return Err(refused("a symbolic link")),
+            file => file?,
+        };
+        if shared && fstat(&file)?.st_uid != rustix::process::geteuid().as_raw() {
+            return Err(refused("another user's file"));
+        }
+        Ok(Some(File::from(file)))
+    }
+
+    /// A new file instead of this one, if nobody can tell: with its owner, its group and its rights.
+    fn replacement(self, existing: File) -> io::Result<Destination> {
+        let stat = fstat(&existing)?;
+        let is_named = self.look()?.is_some_and(|named| (named.st_dev, named.st_ino) == (stat.st_dev, stat.st_ino));
+        if !is_named || FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Ok(Destination::InPlace(existing));
+        }
+        let rights = Mode::from_raw_mode(stat.st_mode & 0o777);
+        let new = match Temporary::create(self, rights) {
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => return Ok(Destination::InPlace(existing)),
+            new => new?,
+        };
+        let made = fstat(&new.file)?;
+        if (made.st_uid, made.st_gid) != (stat.st_uid, stat.st_gid) {
+            return Ok(Destination::InPlace(existing));
+        }
+        // What the umask took away.
+        fchmod(&new.file, rights)?;
+        Ok(Destination::New(new, Some(existing)))
     }
 }
 
-impl Drop for Replacement {
+fn refused(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, format!("{what}, in a folder where everybody may write"))
+}
+
+/// A file that is to get a name, removed when this is dropped before.
+#[derive(Debug)]
+struct Temporary {
+    file: File,
+    name: String,
+    target: Place,
+}
+
+impl Temporary {
+    fn create(target: Place, rights: Mode) -> Result<Self, Errno> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        for number in 0..MOST_NAMES {
+            let name = format!(".spanflame-{}-{number}", std::process::id());
+            match openat(&target.folder, &name, flags, rights) {
+                Err(Errno::EXIST) => {}
+                file => return Ok(Self { file: File::from(file?), name, target }),
+            }
+        }
+        Err(Errno::EXIST)
+    }
+
+    /// A link by that name is replaced itself, and not followed.
+    fn put_in_place(&self) -> Result<(), Errno> {
+        let Place { folder, name } = &self.target;
+        renameat(folder, &self.name, folder, name)
+    }
+}
+
+impl Drop for Temporary {
     fn drop(&mut self) {
         // Once it is in place there is nothing by this name.
-        let _gone = fs::remove_file(&self.temporary);
+        let _gone = unlinkat(&self.target.folder, &self.name, AtFlags::empty());
     }
 }
 
-/// The file that a path leads to through symbolic links, there or not. `None` where the last one is
-/// no path but an open file, as in `/dev/stdout`: who holds it would not see another file.
-fn target_of(path: &Path) -> Option<PathBuf> {
-    let mut target = path.to_owned();
-    for _ in 0..MOST_LINKS {
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let Ok(link) = fs::read_link(&target) else {
-            // A path that ends in `/` or `/.` is that of a folder, unless put together anew.
-            return Some(target.file_name().map_or_else(|| target.clone(), |name| folder.join(name)));
-        };
-        if folder.canonicalize().is_ok_and(|folder| folder.starts_with("/proc")) {
-            return None;
+fn write_in_place(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes)?;
+    // Pipes and devices have no length.
+    if file.metadata()?.is_file() { file.set_len(bytes.len() as u64) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::fs::{RenameFlags, renameat_with};
+
+    use super::*;
+
+    const NOBODY: u32 = 65534;
+
+    fn profile() -> Profile {
+        Profile::new(crate::session::about("test".to_owned(), std::num::NonZeroU32::MIN))
+    }
+
+    fn write(path: &Path) -> Result<(), OutputError> {
+        Output::create(path)?.write(&profile())
+    }
+
+    /// A folder like `/tmp`.
+    fn shared_folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).unwrap();
+        folder
+    }
+
+    fn is_root() -> bool {
+        let root = rustix::process::geteuid().is_root();
+        if !root {
+            println!("skipped: giving files to others needs root");
         }
-        target = folder.join(link);
+        root
     }
-    Some(target)
-}
 
-/// Pipes and devices have no length.
-fn truncate_regular(file: &File, length: u64) -> io::Result<()> {
-    if file.metadata()?.is_file() { file.set_len(length) } else { Ok(()) }
+    fn identity(path: &Path) -> (u64, u32, u32) {
+        let metadata = path.metadata().unwrap();
+        (metadata.ino(), metadata.uid(), metadata.mode())
+    }
+
+    #[test]
+    fn what_is_put_by_the_name_meanwhile_is_replaced_and_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (victim, path) = (folder.path().join("victim"), folder.path().join("x.folded"));
+        fs::write(&victim, "old").unwrap();
+        for existing in [false, true] {
+            let _gone = fs::remove_file(&path);
+            if existing {
+                fs::write(&path, "old").unwrap();
+            }
+            let mut output = Output::create(&path).unwrap();
+            let _gone = fs::remove_file(&path);
+            symlink(&victim, &path).unwrap();
+            output.write(&profile()).unwrap();
+            drop(output);
+            assert!(path.symlink_metadata().unwrap().is_file());
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "old");
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_moved_away_takes_the_file_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let [here, there, other] = ["here", "there", "other"].map(|name| folder.path().join(name));
+        fs::create_dir(&here).unwrap();
+        fs::create_dir(&other).unwrap();
+        let mut output = Output::create(&here.join("x.folded")).unwrap();
+        fs::rename(&here, &there).unwrap();
+        symlink(&other, &here).unwrap();
+        output.write(&profile()).unwrap();
+        drop(output);
+        assert!(there.join("x.folded").exists());
+        assert_eq!(fs::read_dir(&there).unwrap().count() + fs::read_dir(&other).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn where_everybody_may_write_only_our_own_files_are_written() {
+        if !is_root() {
+            return;
+        }
+        let (folder, elsewhere) = (shared_folder(), tempfile::tempdir().unwrap());
+        let victim = elsewhere.path().join("victim");
+        let [link, theirs, ours] =
+            ["link", "theirs", "ours"].map(|name| folder.path().join(name).with_extension("folded"));
+        for file in [&victim, &theirs, &ours] {
+            fs::write(file, "old").unwrap();
+        }
+        chown(&theirs, Some(NOBODY), Some(NOBODY)).unwrap();
+        symlink(&victim, &link).unwrap();
+        for refused in [&link, &theirs] {
+            let error = write(refused).unwrap_err().to_string();
+            assert!(error.contains("everybody may write") || error.contains("Permission denied"), "{error}");
+        }
+        for file in [&victim, &theirs] {
+            assert_eq!(fs::read_to_string(file).unwrap(), "old");
+        }
+        write(&ours).unwrap();
+        assert_ne!(fs::read_to_string(&ours).unwrap(), "old");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
+    }
+
+    /// Somebody exchanges a link of theirs and a file of theirs as fast as they can.
+    #[test]
+    fn no_file_is_given_away_while_names_change() {
+        if !is_root() {
+            return;
+        }
+        for mode in [0o1777, 0o755] {
+            let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            chown(folder.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            let victim = elsewhere.path().join("victim");
+            fs::write(&victim, "old").unwrap();
+            let before = identity(&victim);
+            let [path, other] = ["x.folded", "other"].map(|name| folder.path().join(name));
+            fs::write(&path, "theirs").unwrap();
+            chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+            symlink(&victim, &other).unwrap();
+            let over = AtomicBool::new(false);
+            let mut given_away = false;
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let _refused = renameat_with(CWD, &path, CWD, &other, RenameFlags::EXCHANGE);
+                    }
+                });
+                for _ in 0..5000 {
+                    let _refused = write(&path);
+                    given_away |= identity(&victim) != before;
+                }
+                over.store(true, Ordering::Relaxed);
+            });
+            assert!(!given_away);
+            // Where its owner alone may write, a link leads where it leads, as with `>` in a shell.
+            assert!(mode == 0o755 || fs::read_to_string(&victim).unwrap() == "old");
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn files_of_others_are_written_in_place() {
+        if !is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.folded");
+        for (uid, mode, replaced) in [(0, 0o4640, true), (NOBODY, 0o640, false)] {
+            fs::write(&path, "old".repeat(1000)).unwrap();
+            chown(&path, Some(uid), None).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let before = path.metadata().unwrap();
+            write(&path).unwrap();
+            let after = path.metadata().unwrap();
+            assert_eq!((after.uid(), after.gid(), after.mode() & 0o7777), (uid, before.gid(), mode & 0o777));
+            assert_eq!(after.ino() != before.ino(), replaced);
+            assert!(!fs::read_to_string(&path).unwrap().contains("oldold"));
+        }
+    }
 }
