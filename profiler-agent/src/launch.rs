@@ -50,9 +50,13 @@ pub enum LaunchError {
 /// A command that was started. All that comes from it is killed when this is dropped, unless it is
 /// left alone with [`Launched::leave`].
 ///
-/// We are the reaper of what it leaves without a parent, so all that comes from it can be found.
+/// We are the reaper of what it leaves without a parent, so all that comes from it can be found: what
+/// descends from us comes from it. That is not so if we had children before, as after `helper & exec
+/// spanflame`: they and their orphans are none of our business. Then orphans go to init as ever, and
+/// what still descends from the command comes from it.
 pub(crate) struct Launched {
     child: Child,
+    is_reaper: bool,
     ended: Option<ExitStatus>,
     left_alone: bool,
 }
@@ -63,8 +67,9 @@ impl Launched {
         let name = command.first().cloned().unwrap_or_default();
         check(&name)?;
         let failed = |source| LaunchError::Failed(name.clone(), source);
-        // Refused by no kernel that we run on; orphans then go to init, as ever.
-        let _refused = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+        let is_childless = proc_fs::with_descendants(&[us()]).is_ok_and(|family| family == [us()]);
+        // Refused by no kernel that we run on.
+        let is_reaper = is_childless && rustix::process::set_child_subreaper(Some(rustix::process::getpid())).is_ok();
         let child = Command::new("/proc/self/exe")
             .arg0("spanflame")
             .arg(SUBCOMMAND)
@@ -72,7 +77,7 @@ impl Launched {
             .args(command)
             .spawn()
             .map_err(failed)?;
-        let launched = Self { child, ended: None, left_alone: false };
+        let launched = Self { child, is_reaper, ended: None, left_alone: false };
         let pid = rustix::process::Pid::from_child(&launched.child);
         let waited = rustix::process::waitpid(Some(pid), WaitOptions::UNTRACED);
         match waited.map_err(|error| failed(error.into()))? {
@@ -111,6 +116,9 @@ impl Launched {
     /// Waits for what lost its parent to us and has ended: all our children but the command and the
     /// workers that run. A worker that was given up may be waited for here, too.
     pub(crate) fn reap_orphans(&self, workers: &[Option<Pid>]) {
+        if !self.is_reaper {
+            return;
+        }
         for orphan in proc_fs::children().into_iter().filter(|pid| *pid != self.pid() && !workers.contains(&Some(*pid)))
         {
             if let Some(orphan) = process_id(orphan) {
@@ -119,9 +127,16 @@ impl Launched {
         }
     }
 
-    /// All that comes from the command, daemons too: our descendants that are no workers.
+    /// All that comes from the command; its daemons too, if we are their reaper: our descendants that
+    /// are no workers.
     pub(crate) fn family(&self) -> Vec<Pid> {
-        let us = Pid(std::process::id());
+        if !self.is_reaper {
+            let root = [self.pid()];
+            // Who has been waited for has no descendants, and another process may have its number.
+            let roots = if self.ended.is_none() { root.as_slice() } else { &[] };
+            return proc_fs::with_descendants(roots).unwrap_or_else(|_unlisted| roots.to_vec());
+        }
+        let us = us();
         let ours = proc_fs::program_of(us);
         // The command may be, or start, a profiler as well.
         let is_worker = |pid| {
@@ -154,6 +169,10 @@ impl Drop for Launched {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn us() -> Pid {
+    Pid(std::process::id())
 }
 
 /// Whether a process has what a terminal's keys send to us.
