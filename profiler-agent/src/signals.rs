@@ -2,17 +2,16 @@
 
 use std::fs;
 use std::io;
-use std::time::Duration;
 
+use profiler_common::address::MonotonicNs;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::Instant;
 
 use crate::kernel::terminal;
 
 /// An interrupt this long after the first one is meant: `timeout` sends its signal twice, so may a
 /// closing terminal, and keys bounce.
-const MEANT_AFTER: Duration = Duration::from_secs(1);
+const MEANT_AFTER_NS: u64 = 1_000_000_000;
 
 /// The signals that end a recording, from its first step on.
 pub(crate) struct Signals {
@@ -21,7 +20,7 @@ pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     /// Not under `nohup`.
     hang_up: Option<tokio::signal::unix::Signal>,
-    first_interrupt: Option<Instant>,
+    interrupts: Interrupts,
 }
 
 impl Signals {
@@ -34,13 +33,13 @@ impl Signals {
             quit: signal(SignalKind::quit())?,
             terminate: signal(SignalKind::terminate())?,
             hang_up,
-            first_interrupt: None,
+            interrupts: Interrupts::default(),
         })
     }
 
     /// The next one. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
-        let Self { interrupt, quit, terminate, hang_up, first_interrupt } = self;
+        let Self { interrupt, quit, terminate, hang_up, interrupts } = self;
         let hung_up = async {
             match hang_up {
                 Some(hang_up) => hang_up.recv().await,
@@ -49,7 +48,7 @@ impl Signals {
         };
         tokio::select! {
             _ = interrupt.recv() => {
-                first_interrupt.get_or_insert_with(Instant::now);
+                interrupts.came(terminal::latest());
                 Signal::INT
             }
             _ = quit.recv() => Signal::QUIT,
@@ -61,12 +60,24 @@ impl Signals {
     /// Waits for an interrupt that is clearly not the first: somebody does not want to wait any
     /// more. All other signals have asked for no more than what is being done.
     pub(crate) async fn interrupted_again(&mut self) {
-        loop {
-            let first = self.first_interrupt;
-            if self.next().await == Signal::INT && first.is_some_and(|first| first.elapsed() >= MEANT_AFTER) {
-                return;
-            }
+        while !self.interrupts.is_another {
+            self.next().await;
         }
+    }
+}
+
+/// The interrupts so far.
+#[derive(Default)]
+struct Interrupts {
+    first: Option<MonotonicNs>,
+    is_another: bool,
+}
+
+impl Interrupts {
+    /// One came at this time, which may be long ago: some of our work is done in one go.
+    fn came(&mut self, at: MonotonicNs) {
+        let first = *self.first.get_or_insert(at);
+        self.is_another |= at.0.saturating_sub(first.0) >= MEANT_AFTER_NS;
     }
 }
 
@@ -80,29 +91,20 @@ fn is_ignored(signal: Signal) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
-
     use super::*;
 
-    fn raise(signal: Signal) {
-        rustix::process::kill_process(rustix::process::getpid(), signal).unwrap();
-    }
-
-    #[tokio::test]
-    async fn only_an_interrupt_after_a_while_is_another() {
-        let mut signals = Signals::new().unwrap();
-        raise(Signal::INT);
-        while signals.first_interrupt.is_none() {
-            assert!(timeout(Duration::from_millis(10), signals.interrupted_again()).await.is_err());
+    #[test]
+    fn only_an_interrupt_after_a_while_is_another() {
+        let mut interrupts = Interrupts::default();
+        for (at_ns, is_another) in [
+            (5_000_000_000, false),
+            (5_000_000_001, false),
+            (5_999_999_999, false),
+            (6_000_000_000, true),
+            (6_000_000_001, true),
+        ] {
+            interrupts.came(MonotonicNs(at_ns));
+            assert_eq!(interrupts.is_another, is_another, "at {at_ns}");
         }
-        raise(Signal::INT);
-        raise(Signal::TERM);
-        assert!(timeout(Duration::from_millis(100), signals.interrupted_again()).await.is_err());
-        signals.first_interrupt = Instant::now().checked_sub(MEANT_AFTER);
-        raise(Signal::TERM);
-        assert!(timeout(Duration::from_millis(100), signals.interrupted_again()).await.is_err());
-        raise(Signal::INT);
-        timeout(Duration::from_secs(60), signals.interrupted_again()).await.unwrap();
-        assert!(!terminal::last_from_keys());
     }
 }
