@@ -10,6 +10,7 @@ use profiler_export::top::Top;
 use profiler_model::Profile;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cli::{self, Record};
 use crate::ending::{Stopped, end_command};
@@ -24,6 +25,10 @@ use crate::{clock, proc_fs};
 
 /// Rows in the table of the hottest functions.
 const TABLE_ROWS: usize = 25;
+
+/// How long ended children may gather before they are looked at: orphans of the command may end by the
+/// thousand in a second. Its own end is seen so much later at worst.
+const REST: Duration = Duration::from_millis(100);
 
 /// Why there is no profile.
 #[derive(Debug, thiserror::Error)]
@@ -125,35 +130,21 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
     };
     // After the start: the command keeps the limit that it was given.
     raise_open_files();
-    let interest = interest(options, launched.as_ref());
-    let title = title(options);
-    let mut session = Session::build(&load_options(options)?, interest, about(title, options.frequency))?;
-    if let Some(path) = &options.raw {
-        session.keep_raw(std::fs::File::create(path).map_err(RecordError::Raw)?);
-    }
-    session.start()?;
-    let started_ns = clock::monotonic().0;
-    if let Some(launched) = &launched {
-        launched.go();
-    }
+    let (mut session, started_ns) = start(options, launched.as_ref())?;
     let stopped = wait_for_end(&mut session, options, launched.as_mut(), &mut signals).await?;
     // First of all it stops sampling; the command is told to end while the profile is finished. When
     // there is no profile, there is nothing to wait for either.
-    let deliver = async {
-        let profile = tokio::select! {
-            biased;
-            profile = session.finish(started_ns) => profile?,
-            () = signals.interrupted_again() => return Err(RecordError::Interrupted),
-        };
-        Ok(deliver(options, &profile, outputs))
+    let delivered = async {
+        let profile = finish(session, started_ns, &mut signals).await?;
+        Ok::<_, RecordError>(deliver(options, &profile, outputs))
     };
-    let end = async {
+    let ended = async {
         Ok(match &mut launched {
             Some(launched) => end_command(launched, stopped).await,
             None => None,
         })
     };
-    let (delivered, ended) = tokio::try_join!(biased; deliver, end)?;
+    let (delivered, ended) = tokio::try_join!(biased; delivered, ended)?;
     delivered?;
     let Some(launched) = launched else { return Ok(ExitCode::SUCCESS) };
     launched.leave();
@@ -162,6 +153,30 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
         Stopped::ByTime => ExitCode::SUCCESS,
         _ => ExitCode::from(ended.map_or(launch::KILLED, launch::exit_code)),
     })
+}
+
+/// Begins to sample, lets the command run, and tells when that was (`CLOCK_MONOTONIC`).
+fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
+    let about = about(title(options), options.frequency);
+    let mut session = Session::build(&load_options(options)?, interest(options, launched), about)?;
+    if let Some(path) = &options.raw {
+        session.keep_raw(std::fs::File::create(path).map_err(RecordError::Raw)?);
+    }
+    session.start()?;
+    let started_ns = clock::monotonic().0;
+    if let Some(launched) = launched {
+        launched.go();
+    }
+    Ok((session, started_ns))
+}
+
+/// The profile, unless somebody does not want to wait for it.
+async fn finish(session: Session, started_ns: u64, signals: &mut Signals) -> Result<Profile, RecordError> {
+    tokio::select! {
+        biased;
+        profile = session.finish(started_ns) => Ok(profile?),
+        () = signals.interrupted_again() => Err(RecordError::Interrupted),
+    }
 }
 
 /// Writes and prints the profile, each output as far as it goes: a full disk costs one file.
@@ -257,40 +272,47 @@ async fn wait_for_end(
     signals: &mut Signals,
 ) -> Result<Stopped, RecordError> {
     let mut child = signal(SignalKind::child()).map_err(RecordError::Signals)?;
-    let end = options.duration.map(|duration| tokio::time::Instant::now() + duration);
+    let end = options.duration.map(|duration| Instant::now() + duration);
+    let mut rested = Instant::now();
     let mut progress = Progress::new();
-    loop {
+    let stopped = loop {
         if launched.as_mut().is_some_and(|launched| launched.ended().is_some()) {
-            progress.clear();
-            return Ok(Stopped::ByCommand);
+            break Stopped::ByCommand;
         }
         if launched.is_none() && session.all_ended() {
-            progress.clear();
-            return Ok(Stopped::ProcessesEnded);
+            break Stopped::ProcessesEnded;
         }
-        let over = async {
-            match end {
-                Some(end) => tokio::time::sleep_until(end).await,
-                None => std::future::pending().await,
-            }
+        let child_ended = async {
+            sleep_until(rested).await;
+            child.recv().await;
         };
         let next = async {
             tokio::select! {
                 biased;
                 signal = signals.next() => Some(Stopped::BySignal { signal, by_keys: by_keys(signal) }),
-                () = over => Some(Stopped::ByTime),
-                _ = child.recv() => None,
-                () = tokio::time::sleep(Duration::from_secs(1)) => None,
+                () = at(end) => Some(Stopped::ByTime),
+                () = child_ended => None,
+                () = sleep(Duration::from_secs(1)) => None,
             }
         };
         if let Some(stopped) = session.run_until(next).await {
-            progress.clear();
-            return Ok(stopped);
+            break stopped;
         }
+        rested = Instant::now() + REST;
         if let Some(launched) = &launched {
             launched.reap_orphans(&session.workers());
         }
         progress.show(session.samples_delivered());
+    };
+    progress.clear();
+    Ok(stopped)
+}
+
+/// At this time, or never.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
