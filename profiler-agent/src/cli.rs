@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use profiler_model::clean;
 
 /// A profiler for Linux: samples every thread from the kernel, unwinds without frame pointers, and
 /// answers with a flame graph.
@@ -51,7 +52,7 @@ const EXAMPLES: &str = "Examples:
 Output files (-o) by the end of their names:
   .svg     flame graph        .folded  folded stacks        .pb.gz  pprof (go tool pprof)
 
-Ctrl-C, SIGTERM and SIGHUP end a recording and write everything; Ctrl-C again, a second later or more, gives up.
+Ctrl-C, Ctrl-\\, SIGTERM and SIGHUP end a recording and write everything; Ctrl-C again, a second later or more, gives up.
 
 Exit code: 0 done (or that of COMMAND, unless -d ended it), 1 failed, 2 bad usage, 3 not permitted or not supported here.";
 
@@ -118,10 +119,11 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a time above 0; examples: 10s, 500ms, 2m, 1h".to_owned())
 }
 
-/// Prints a line to stderr, for people.
+/// Prints a line to stderr, for people. Names in it may be whatever a process chose; what a terminal
+/// would obey is replaced.
 pub fn complain(message: &str) {
     // Nobody is left to tell that stderr is gone.
-    let _closed = writeln!(io::stderr(), "spanflame: {message}");
+    let _closed = writeln!(io::stderr(), "spanflame: {}", clean(message));
 }
 
 /// Prints a result to stdout.
