@@ -7,7 +7,8 @@ use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EndianSlice, EvaluationResult, LittleEndian, Location, Register,
     RegisterRule, UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value,
 };
-use object::{Object, ObjectSection, ObjectSymbol};
+use object::read::elf::{ElfFile64, ProgramHeader as _};
+use object::{Endianness, Object, ObjectSection, ObjectSegment, ObjectSymbol};
 use profiler_common::address::{FileOffset, Svma, VirtualAddress};
 use profiler_common::row::{END, OTHER_REGISTERS, Rule, SLOT_FP_UNKNOWN, UNSUPPORTED};
 use profiler_unwind::{
@@ -225,8 +226,10 @@ fn compare_file(path: &str, bytes: &[u8], table: &UnwindTable) -> Tally {
     tally
 }
 
-/// Compares those of `paths` that exist; a name that ends with `*` stands for any ending.
-fn check(paths: &[&str]) {
+/// Compares those of `paths` that exist, and returns how many; a name that ends with `*` stands for any
+/// ending.
+fn check(paths: &[&str]) -> usize {
+    let mut checked = 0;
     for path in paths {
         let Some((path, bytes)) = find(path) else {
             println!("skipped {path}: not on this machine");
@@ -237,7 +240,9 @@ fn check(paths: &[&str]) {
         let share = table.problems.unsupported_rows() as f64 / table.problems.cfi_rows as f64;
         println!("{path}: {:.3}% of rows not expressed; {tally:?}", share * 100.0);
         assert!(tally.compared > 0 && share < MOST_UNSUPPORTED, "{path}: {:?}", table.problems);
+        checked += 1;
     }
+    checked
 }
 
 fn find(path: &str) -> Option<(String, Vec<u8>)> {
@@ -252,18 +257,29 @@ fn find(path: &str) -> Option<(String, Vec<u8>)> {
 #[test]
 fn c_libraries() {
     check(&[
-        "/usr/lib/x86_64-linux-gnu/libc.so.6",
         "/usr/lib/x86_64-linux-gnu/libm.so.6",
         "/usr/lib/x86_64-linux-gnu/libstdc++.so.6",
         "/usr/lib/x86_64-linux-gnu/libcrypto.so.3",
         "/usr/lib/x86_64-linux-gnu/libpython3*",
-        "/lib64/ld-linux-x86-64.so.2",
     ]);
+}
+
+/// What every program has, wherever the distribution puts it: this program's C library and loader.
+#[test]
+fn our_own_libraries() {
+    let mappings = own_mappings();
+    let code = mappings.iter().filter(|(_, permissions, _, path)| permissions.contains('x') && path.contains(".so"));
+    let paths: Vec<&str> = code.map(|(_, _, _, path)| path.as_str()).collect();
+    if paths.is_empty() {
+        println!("skipped: a static program");
+        return;
+    }
+    assert_eq!(check(&paths), paths.len());
 }
 
 #[test]
 fn programs() {
-    check(&[
+    let checked = check(&[
         "/proc/self/exe",
         "/usr/bin/git",
         "/usr/bin/perl",
@@ -273,6 +289,7 @@ fn programs() {
         "/usr/lib/gcc/x86_64-linux-gnu/12/cc1",
         "/usr/lib/x86_64-linux-gnu/libLLVM*",
     ]);
+    assert!(checked > 0, "this program at least");
 }
 
 #[test]
@@ -347,13 +364,7 @@ fn the_bias_of_code_is_the_address_that_the_first_mapping_was_given() {
 
 #[test]
 fn functions_start_where_their_fdes_do() {
-    let Some(path) =
-        ["/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/bin/git"].iter().find(|path| std::fs::metadata(path).is_ok())
-    else {
-        println!("skipped: no libc.so.6 and no git here");
-        return;
-    };
-    let bytes = std::fs::read(path).unwrap();
+    let bytes = std::fs::read("/proc/self/exe").unwrap();
     let table = build(&bytes).unwrap();
     let elf = object::File::parse(&*bytes).unwrap();
     let (section, bases) = section_of(&elf, &table);
@@ -372,32 +383,91 @@ fn functions_start_where_their_fdes_do() {
     assert_eq!(profiler_unwind::function_starts(&bytes, &[Svma(0), Svma(u64::MAX)]).unwrap(), [None, None]);
 }
 
-/// The bytes from the entry point on that end stacks.
+/// How many bytes from the entry point on end stacks, and the code there.
+fn beginning(bytes: &Vec<u8>) -> (usize, Vec<u8>) {
+    const MOST: u64 = 128;
+    let elf = object::File::parse(bytes.as_slice()).unwrap();
+    let (table, entry) = (build(bytes).unwrap(), elf.entry());
+    let ended = (0..MOST).take_while(|at| lookup(&table, Svma(entry + at)) == Some(Rule::END)).count();
+    let segment =
+        elf.segments().find(|segment| (segment.address()..segment.address() + segment.size()).contains(&entry));
+    let code =
+        segment.map(|segment| segment.data().unwrap()[usize::try_from(entry - segment.address()).unwrap()..].to_vec());
+    (ended, code.unwrap_or_default())
+}
+
+/// The path of the loader that a program asks for.
+fn interpreter(path: &str) -> Option<String> {
+    let bytes = std::fs::read(path).unwrap();
+    let elf = ElfFile64::<Endianness>::parse(bytes.as_slice()).unwrap();
+    let endian = elf.endian();
+    let path = elf.elf_program_headers().iter().find_map(|header| header.interpreter(endian, elf.data()).ok()?)?;
+    Some(String::from_utf8(path.to_vec()).unwrap())
+}
+
+/// glibc's loader leaves its beginning by `jmp *%r12`, musl's by its first call; aarch64's by a branch.
 #[test]
-fn loaders_begin_at_their_entry_points_and_libraries_do_not() {
-    for (path, length) in [
-        ("/lib64/ld-linux-x86-64.so.2", 61),
-        ("/lib/ld-musl-x86_64.so.1", 22),
-        // Of a linker that stated the start of its code.
-        ("/usr/lib/x86_64-linux-gnu/libXau.so.6", 0),
-    ] {
+fn loaders_begin_at_their_entry_points() {
+    let own = interpreter("/proc/self/exe");
+    let Some(own) = own else {
+        println!("skipped: a static program has no loader");
+        return;
+    };
+    for path in [own.as_str(), "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"] {
         let Ok(bytes) = std::fs::read(path) else {
             println!("skipped {path}: not on this machine");
             continue;
         };
-        let table = build(&bytes).unwrap();
-        let entry = object::File::parse(&*bytes).unwrap().entry();
-        assert_ne!(entry, 0, "{path}");
-        let ended = (0..128).take_while(|at| lookup(&table, Svma(entry + at)) == Some(Rule::END)).count();
-        assert_eq!(ended, length, "{path}");
+        let (ended, code) = beginning(&bytes);
+        println!("{path}: {ended} bytes");
+        assert!((1..=code.len()).contains(&ended), "{path}: {ended}");
+        match (object::File::parse(&*bytes).unwrap().architecture(), path.contains("musl")) {
+            (object::Architecture::X86_64, false) => {
+                let jump = code.windows(3).position(|bytes| bytes == [0x41, 0xff, 0xe4]).unwrap();
+                assert_eq!(ended, jump + 3, "{path}");
+            }
+            (object::Architecture::X86_64, true) => assert_eq!(code[ended - 5], 0xe8, "{path}"),
+            (_, _) => assert_eq!(ended % 4, 0, "{path}"),
+        }
     }
+}
+
+/// Older linkers stated the start of `.text` as the entry point of libraries, where a function is that
+/// has callers.
+#[test]
+fn libraries_begin_nowhere() {
+    let mut checked = 0;
+    for folder in ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"] {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let names = entries.filter(|entry| entry.file_name().to_string_lossy().contains(".so"));
+        for path in names.map(|entry| entry.path()).filter(|path| path.is_file() && !path.is_symlink()) {
+            let path = path.display().to_string();
+            if checked < 10 && states_start_of_text(&path) {
+                assert_eq!(beginning(&std::fs::read(&path).unwrap()).0, 0, "{path}");
+                checked += 1;
+            }
+        }
+    }
+    if checked == 0 {
+        println!("skipped: no library of a linker that stated the start of its code");
+    }
+}
+
+/// Whether a file is a library that can't be run and has an entry point all the same.
+fn states_start_of_text(path: &str) -> bool {
+    let file = std::fs::File::open(path).unwrap();
+    let cache = object::ReadCache::new(file);
+    let Ok(elf) = ElfFile64::<Endianness, _>::parse(&cache) else { return false };
+    let text = elf.section_by_name(".text").map(|section| section.address());
+    text == Some(elf.entry()) && interpreter(path).is_none()
 }
 
 /// `_init` and `_fini` as objdump shows them: what the return address is above rsp, in words.
 #[test]
 fn start_files_are_unwound_at_every_instruction() {
     let mut checked = 0;
-    for path in ["/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0", "/usr/lib/x86_64-linux-gnu/libselinux.so.1"] {
+    let libraries = ["/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0", "/usr/lib/x86_64-linux-gnu/libselinux.so.1"];
+    for path in ["/proc/self/exe"].into_iter().chain(libraries) {
         let Ok(bytes) = std::fs::read(path) else {
             println!("skipped {path}: not on this machine");
             continue;
@@ -405,10 +475,16 @@ fn start_files_are_unwound_at_every_instruction() {
         let table = build(&bytes).unwrap();
         let elf = object::File::parse(&*bytes).unwrap();
         for name in [".init", ".fini"] {
-            let section = elf.section_by_name(name).unwrap();
+            let Some(section) = elf.section_by_name(name) else {
+                println!("skipped {path}: no {name}");
+                continue;
+            };
             let code = section.data().unwrap();
-            let sub_at = code.windows(4).position(|bytes| bytes == [0x48, 0x83, 0xec, 0x08]).unwrap();
-            let add_at = code.windows(4).position(|bytes| bytes == [0x48, 0x83, 0xc4, 0x08]).unwrap();
+            let find = |what: [u8; 4]| code.windows(4).position(|bytes| bytes == what);
+            let (Some(sub_at), Some(add_at)) = (find([0x48, 0x83, 0xec, 0x08]), find([0x48, 0x83, 0xc4, 0x08])) else {
+                println!("skipped {path}: its {name} is not that of glibc for x86_64");
+                continue;
+            };
             for at in 0..code.len() {
                 let words = if (sub_at + 4..add_at + 4).contains(&at) { 2 } else { 1 };
                 let found = lookup(&table, Svma(section.address() + at as u64));
@@ -418,6 +494,8 @@ fn start_files_are_unwound_at_every_instruction() {
         }
     }
     println!("{checked} addresses");
+    // crti.o is linked into this program, too.
+    assert!(checked > 0 || !cfg!(all(target_arch = "x86_64", target_env = "gnu")));
 }
 
 #[test]
