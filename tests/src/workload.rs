@@ -15,6 +15,8 @@ pub enum Compiler {
     Cxx,
     /// rustc with its default linker.
     Rust,
+    /// Go's, with cgo.
+    Go,
 }
 
 /// A program or a library.
@@ -42,6 +44,10 @@ const fn through(name: &'static str, flags: &'static [&'static str], libraries: 
 
 const fn rust(name: &'static str, source: &'static str, flags: &'static [&'static str]) -> Workload {
     Workload { name, source, compiler: Compiler::Rust, flags, libraries: &[] }
+}
+
+const fn go(name: &'static str, source: &'static str, flags: &'static [&'static str]) -> Workload {
+    Workload { name, source, compiler: Compiler::Go, flags, libraries: &[] }
 }
 
 const NO_TABLES: &str = "-fno-asynchronous-unwind-tables";
@@ -75,6 +81,7 @@ pub const WORKLOADS: &[Workload] = &[
     through("bare-no-fp", &[], &["libwithoutfp.so"]),
     through("bare-live-fp", &["-DFRAME_POINTER_IN_USE"], &["libwithoutfp.so"]),
     c("generated", "generated.c", &[]),
+    c("jit", "jit.c", &[]),
     c("leaderless", "leaderless.c", &["-pthread"]),
     c("storm", "storm.c", &[]),
     c("churn", "churn.c", &[]),
@@ -83,6 +90,11 @@ pub const WORKLOADS: &[Workload] = &[
     c("answer", "answer.c", &[]),
     c("take_event", "take_event.c", &[]),
     c("bystander", "bystander.c", &[]),
+    go("go", "goroutines.go", &[]),
+    go("go-stripped", "goroutines.go", &["-ldflags=-s -w"]),
+    go("go-pie", "goroutines.go", &["-ldflags=-s -w", "-buildmode=pie"]),
+    go("go-garbage", "garbage.go", &["-ldflags=-s -w"]),
+    go("cgo", "cgo.go", &[]),
 ];
 
 /// The file of a workload, built when its sources or its command line have changed.
@@ -95,7 +107,8 @@ pub(crate) fn built(name: &str, folder: &Path) -> PathBuf {
     command.args(libraries);
 
     let contents = |source: &str| fs::read_to_string(sources.join(source)).expect("reading a workload's source");
-    let stamp = format!("{command:?}\n{}\n{}", contents(workload.source), contents("work.h"));
+    let texts = [workload.source, "work.h", "bridge.h"].map(contents);
+    let stamp = format!("{command:?}\n{}", texts.join("\n"));
     let stamp_file = folder.join(format!("{name}.stamp"));
     if file.exists() && fs::read_to_string(&stamp_file).is_ok_and(|last| last == stamp) {
         return file;
@@ -112,8 +125,14 @@ fn compile(workload: &Workload, source: &Path, file: &Path) -> Command {
         Compiler::C => ("gcc", &["-O2", "-fomit-frame-pointer", "-fno-ipa-icf"]),
         Compiler::Cxx => ("g++", &["-O2", "-fomit-frame-pointer", "-fno-ipa-icf", "-std=c++17"]),
         Compiler::Rust => ("rustc", &["--edition=2024", "-Copt-level=3", "-Cforce-frame-pointers=no", "-Cdebuginfo=0"]),
+        Compiler::Go => ("go", &["build"]),
     };
     let mut command = Command::new(program);
+    if workload.compiler == Compiler::Go {
+        // The file alone, whatever the user's settings; its cache is where what is built goes.
+        let cache = file.with_file_name("go-cache");
+        command.env("GOCACHE", cache).envs([("GO111MODULE", "off"), ("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "1")]);
+    }
     command.args(flags).args(workload.flags).arg("-o").arg(file).arg(source);
     command
 }

@@ -69,6 +69,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "bpftool", probe: Program("bpftool"), purposes: &[Test] },
     // `go tool pprof` judges our pprof.
     Package { name: "golang-go", probe: Program("go"), purposes: &[Test] },
+    // Makes code at run time and tells of it.
+    Package { name: "nodejs", probe: Program("node"), purposes: &[Test] },
     Package { name: "qemu-system-x86", probe: Program("qemu-system-x86_64"), purposes: &[Test, Vm] },
     Package { name: "qemu-system-arm", probe: Program("qemu-system-aarch64"), purposes: &[Vm] },
     Package { name: "gcc-aarch64-linux-gnu", probe: Program("aarch64-linux-gnu-gcc"), purposes: &[Vm] },

@@ -8,7 +8,7 @@ use profiler_common::address::{MonotonicNs, VirtualAddress};
 use profiler_model::LocationId;
 
 use super::ImageKey;
-use super::source::{Found, Source, State, find_map};
+use super::source::{Found, Place, Source, State};
 use crate::aggregate::{Aggregator, Names};
 use crate::clock;
 use crate::counts::{Counts, quoted};
@@ -20,6 +20,8 @@ use crate::worker::{FileError, GeneratedNames, MAX_QUESTIONS, MapKey, Meaning, Q
 /// twice the one before.
 const FIRST_PAUSE_NS: u64 = 100_000_000;
 const LONGEST_PAUSE_NS: u64 = 5_000_000_000;
+/// A map that is removed at the end has to be found before.
+const LONGEST_LOOK_PAUSE_NS: u64 = 1_000_000_000;
 
 /// How often it is made sure that the map is still the file of that name.
 const SAME_FILE_NS: u64 = 1_000_000_000;
@@ -42,9 +44,9 @@ impl Retry {
         Self { from: MonotonicNs(0), pause_ns: FIRST_PAUSE_NS }
     }
 
-    fn later(&mut self, now: MonotonicNs) {
+    fn later(&mut self, now: MonotonicNs, longest_ns: u64) {
         self.from = MonotonicNs(now.0.saturating_add(self.pause_ns));
-        self.pause_ns = (2 * self.pause_ns).min(LONGEST_PAUSE_NS);
+        self.pause_ns = (2 * self.pause_ns).min(longest_ns);
     }
 }
 
@@ -69,6 +71,7 @@ struct Asked {
 /// A process in such a time.
 pub(super) struct Image {
     source: Option<Source>,
+    place: Option<Place>,
     look: Retry,
     /// Why a map that is there is not used.
     refused: Option<String>,
@@ -90,6 +93,7 @@ impl Default for Image {
     fn default() -> Self {
         Self {
             source: None,
+            place: None,
             look: Retry::at_once(),
             refused: None,
             failures: 0,
@@ -118,9 +122,10 @@ impl Image {
         self.is_asking() || !self.held.is_empty() || self.due > 0
     }
 
-    /// Looks, when it is time, for where the process says what it makes.
-    pub(super) fn look(&mut self, (pid, image): ImageKey, tracker: &Tracker, next_key: &mut u32) {
+    /// Looks for where the process says what it makes: when it is time, or `at_once`.
+    pub(super) fn look(&mut self, (pid, image): ImageKey, tracker: &Tracker, next_key: &mut u32, at_once: bool) {
         let process = tracker.process(pid).filter(|process| process.image() == image);
+        // What another program writes is not for this one.
         let Some(process) = process.filter(|_| self.failures < MOST_FAILURES) else { return };
         let mut new_key = || {
             *next_key += 1;
@@ -134,11 +139,15 @@ impl Image {
             return;
         }
         let now = clock::monotonic();
-        if now < self.look.from {
+        if now < self.look.from && !at_once {
             return;
         }
-        self.look.later(now);
-        match find_map(process) {
+        self.look.later(now, LONGEST_LOOK_PAUSE_NS);
+        let is_over = process.ended.is_some();
+        if self.place.is_none() {
+            self.place = Place::of(process);
+        }
+        match self.place.as_mut().map_or(Found::Nothing, |place| place.find(is_over)) {
             Found::Map(file, path) => {
                 self.look.from = MonotonicNs(now.0.saturating_add(SAME_FILE_NS));
                 self.refused = None;
@@ -177,7 +186,7 @@ impl Image {
             if state.is_some() && state != self.asked_at {
                 self.asked_at = state;
                 self.due = self.queue.len();
-                self.again.later(now);
+                self.again.later(now, LONGEST_PAUSE_NS);
             }
         }
         let mut room = MAX_QUESTIONS;

@@ -72,7 +72,7 @@ impl Generated {
         let next_key = &mut self.next_key;
         let image = self.images.entry(key).or_insert_with(|| {
             let mut image = Image::default();
-            image.look(key, tracker, next_key);
+            image.look(key, tracker, next_key, true);
             image
         });
         let frames = sample.user_frames.len();
@@ -91,9 +91,9 @@ impl Generated {
             if image.is_asking() || worker.pending() >= REQUESTS_IN_FLIGHT {
                 continue;
             }
-            image.look(*key, tracker, &mut self.next_key);
-            let is_over =
-                tracker.process(key.0).is_none_or(|process| process.image() != key.1 || process.ended.is_some());
+            let process = tracker.process(key.0);
+            let is_over = process.is_none_or(|process| process.image() != key.1 || process.ended.is_some());
+            image.look(*key, tracker, &mut self.next_key, all || is_over);
             if let Some((map, file, questions)) = image.ask(now, all || is_over) {
                 // Its queue is far from full, and the questions are not too many.
                 if worker.request_generated(map, &file, &questions) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use profiler_common::address::{MonotonicNs, Pid};
 
-use crate::tracker::{ALWAYS, InTmp, TrackedProcess, open_in_tmp};
+use crate::tracker::{ALWAYS, Opening, TrackedProcess, open_owned, root_of, tmp_in};
 use crate::worker::MapKey;
 use crate::{clock, proc_fs};
 
@@ -54,29 +54,53 @@ pub(super) enum Found {
     Refused(String),
 }
 
-/// Looks for the perf map of what the process is now. What is older than that belongs to an earlier
-/// process of this number: nothing of it holds.
-pub(super) fn find_map(process: &TrackedProcess) -> Found {
-    let pid = process.pid;
-    let Some(own) = proc_fs::own(pid) else { return Found::Nothing };
-    let name = format!("perf-{}.map", own.pid);
-    let shown = format!("/proc/{pid}/root/tmp/{name}");
-    let refused = |why: &str| Found::Refused(format!("{shown} is not used: {why}"));
-    let owners = [own.uids.as_slice(), &[0]].concat();
-    let file = match open_in_tmp(pid, &name, &owners) {
-        InTmp::File(file) => file,
-        InTmp::Nothing => return Found::Nothing,
-        InTmp::Refused(why) => return refused(why),
-    };
-    // Only now: who has the number now had it all the time.
-    let Some(began_unix_ns) = began(pid, process) else { return Found::Nothing };
-    let Ok(stat) = rustix::fs::fstat(&file) else { return Found::Nothing };
-    let written_ns =
-        stat.st_mtime.max(0).unsigned_abs().saturating_mul(1_000_000_000).saturating_add(stat.st_mtime_nsec);
-    if written_ns.saturating_add(TICK_NS) < began_unix_ns {
-        return refused("it is older than the process");
+/// Where the perf map of a process is to be. This holds when the process has ended, too: some write
+/// their map at the end.
+pub(super) struct Place {
+    root: OwnedFd,
+    /// Its `/tmp` at the last look: with the process may go what is mounted there.
+    folder: Option<OwnedFd>,
+    name: String,
+    /// Who may have written it.
+    owners: Vec<u32>,
+    /// What is older belongs to an earlier process of this number: nothing of it holds.
+    began_unix_ns: u64,
+    /// For people.
+    shown: String,
+}
+
+impl Place {
+    /// That of what the process is now.
+    pub(super) fn of(process: &TrackedProcess) -> Option<Self> {
+        let pid = process.pid;
+        let own = proc_fs::own(pid)?;
+        let root = root_of(pid)?;
+        let name = format!("perf-{}.map", own.pid);
+        let shown = format!("/proc/{pid}/root/tmp/{name}");
+        let owners = [own.uids.as_slice(), &[0]].concat();
+        // Only now: who has the number now had it all the time.
+        Some(Self { root, folder: None, name, owners, began_unix_ns: began(pid, process)?, shown })
     }
-    Found::Map(file, shown)
+
+    /// Looks for the map; `is_over`: the process has ended.
+    pub(super) fn find(&mut self, is_over: bool) -> Found {
+        if !is_over {
+            self.folder = tmp_in(&self.root);
+        }
+        let Some(folder) = &self.folder else { return Found::Nothing };
+        let refused = |why: &str| Found::Refused(format!("{} is not used: {why}", self.shown));
+        let file = match open_owned(folder, &self.name, &self.owners) {
+            Opening::File(file) => file,
+            Opening::Nothing => return Found::Nothing,
+            Opening::Refused(why) => return refused(why),
+        };
+        let Ok(stat) = rustix::fs::fstat(&file) else { return Found::Nothing };
+        let whole_ns = stat.st_mtime.max(0).unsigned_abs().saturating_mul(1_000_000_000);
+        if whole_ns.saturating_add(stat.st_mtime_nsec).saturating_add(TICK_NS) < self.began_unix_ns {
+            return refused("it is older than the process");
+        }
+        Found::Map(file, self.shown.clone())
+    }
 }
 
 /// When the process began to be what it is, in ns since 1970; `None` when its number is another

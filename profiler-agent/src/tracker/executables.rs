@@ -322,8 +322,8 @@ fn open(pid: Pid, mapping: &Mapping) -> Opened {
     found.map_or(Opened::Nothing, |file| reopen(&file))
 }
 
-/// What a look into a process's `/tmp` came to.
-pub(crate) enum InTmp {
+/// What opening somebody's file came to.
+pub(crate) enum Opening {
     /// It is open for reading.
     File(OwnedFd),
     /// It is not there.
@@ -332,33 +332,40 @@ pub(crate) enum InTmp {
     Refused(&'static str),
 }
 
-/// Opens the file with this name in the process's own `/tmp`, if it is a regular file of one of
-/// `owners` there, on the same file system: no link leads on, and nothing that is mounted over it.
-pub(crate) fn open_in_tmp(pid: Pid, name: &str, owners: &[u32]) -> InTmp {
+/// The root directory of a process, to look from.
+pub(crate) fn root_of(pid: Pid) -> Option<OwnedFd> {
+    rustix::fs::open(format!("/proc/{pid}/root"), LOOK | OFlags::DIRECTORY, Mode::empty()).ok()
+}
+
+/// The folder `/tmp` below a root directory.
+pub(crate) fn tmp_in(root: &OwnedFd) -> Option<OwnedFd> {
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    rustix::fs::openat2(root, "tmp", LOOK | OFlags::DIRECTORY, Mode::empty(), inside).ok()
+}
+
+/// Opens the file with this name in a folder, if it is a regular file of one of `owners` there, on the
+/// same file system: no link leads on, and nothing that is mounted over it.
+pub(crate) fn open_owned(folder: &OwnedFd, name: &str, owners: &[u32]) -> Opening {
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let looked = rustix::fs::open(format!("/proc/{pid}/root"), LOOK | OFlags::DIRECTORY, Mode::empty())
-        .and_then(|root| rustix::fs::openat2(root, "tmp", LOOK | OFlags::DIRECTORY, Mode::empty(), inside))
-        .and_then(|folder| rustix::fs::openat2(folder, name, LOOK | OFlags::NOFOLLOW, Mode::empty(), beneath));
+    let looked = rustix::fs::openat2(folder, name, LOOK | OFlags::NOFOLLOW, Mode::empty(), beneath);
     let (file, stat) = match looked {
         Ok(file) => match look_at(Ok(file)) {
             Some(found) => found,
-            None => return InTmp::Nothing,
+            None => return Opening::Nothing,
         },
-        Err(Errno::LOOP) => return InTmp::Refused("it is a link"),
-        Err(Errno::XDEV) => return InTmp::Refused("something is mounted there"),
-        Err(Errno::ACCESS | Errno::PERM) => return InTmp::Refused("it may not be looked at"),
-        Err(_) => return InTmp::Nothing,
+        Err(Errno::XDEV) => return Opening::Refused("something is mounted there"),
+        Err(Errno::ACCESS | Errno::PERM) => return Opening::Refused("it may not be looked at"),
+        Err(_) => return Opening::Nothing,
     };
     if !is_regular(&stat) {
-        return InTmp::Refused("it is no regular file");
+        return Opening::Refused("it is no regular file");
     }
     if !owners.contains(&stat.st_uid) {
-        return InTmp::Refused("it is another user's");
+        return Opening::Refused("it is another user's");
     }
     match reopen(&file) {
-        Opened::File(file) => InTmp::File(file),
-        _ => InTmp::Refused("it may not be read"),
+        Opened::File(file) => Opening::File(file),
+        _ => Opening::Refused("it may not be read"),
     }
 }
 
@@ -529,5 +536,53 @@ mod tests {
         }
         mapping.path = "/nowhere".into();
         assert!(is_opened(&mapping));
+    }
+
+    #[test]
+    fn only_a_regular_file_of_the_right_owner_is_opened_in_tmp() {
+        let us = Pid(std::process::id());
+        let folder = tmp_in(&root_of(us).unwrap()).unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let name = |what: &str| format!("spanflame-in-tmp-{what}-{us}");
+        let path = |what: &str| PathBuf::from("/tmp").join(name(what));
+        let refused = |what: &str, owner| match open_owned(&folder, &name(what), &[owner]) {
+            Opening::Refused(why) => why,
+            Opening::File(_) => "opened",
+            Opening::Nothing => "nothing",
+        };
+        std::fs::write(path("file"), "1000 100 f").unwrap();
+        symlink(path("file"), path("link")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let watch = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC).unwrap();
+        inotify::add_watch(&watch, path("pipe"), inotify::WatchFlags::OPEN).unwrap();
+        let found = [("file", uid), ("file", uid + 1), ("link", uid), ("pipe", uid), ("none", uid)]
+            .map(|(what, owner)| refused(what, owner));
+        for what in ["file", "link", "pipe"] {
+            std::fs::remove_file(path(what)).unwrap();
+        }
+        assert_eq!(
+            found,
+            ["opened", "it is another user's", "it is no regular file", "it is no regular file", "nothing"]
+        );
+        let mut buffer = [MaybeUninit::uninit(); 256];
+        let opened = inotify::Reader::new(&watch, &mut buffer)
+            .next()
+            .is_ok_and(|event| event.events().contains(inotify::ReadFlags::OPEN));
+        assert!(!opened, "the pipe was opened");
+    }
+
+    #[test]
+    fn markers_of_jitdumps_are_known_by_their_names() {
+        for (path, expected) in [
+            ("/tmp/jit-77.dump", true),
+            ("/var/lib/a b/.debug/jit/java/jit-7.dump (deleted)", true),
+            ("/tmp/jit-.dump", false),
+            ("/tmp/jit-7a.dump", false),
+            ("/tmp/xjit-7.dump", false),
+            ("/usr/lib/libc.so.6", false),
+        ] {
+            let metadata = std::fs::metadata("/").unwrap();
+            assert_eq!(tells_of_jitdump(&mapping(path, &metadata)), expected, "{path}");
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::proc_fs;
 use crate::worker::FileKey;
 use profiler_common::counter::Counter;
 
-pub(crate) use self::executables::{Executable, InTmp, open_in_tmp};
+pub(crate) use self::executables::{Executable, Opening, open_owned, root_of, tmp_in};
 pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedProcess};
 
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.

@@ -27,6 +27,10 @@ const DEBUG_INFO: u32 = 2;
 const DEBUG_BYTES: usize = 16;
 /// Of an entry: address, line, discriminator; then the file's name.
 const ENTRY_BYTES: usize = 16;
+/// V8 writes its addresses of lines for the ELF file that `perf inject` makes of the code: behind a
+/// header. It can be told by what it puts into the padding (v8/src/diagnostics/perf-jit.h).
+const V8_PADDING: u32 = 0xdead_beef;
+const V8_LINES_OFFSET: u64 = 0x40;
 /// In place of a file's name: that of the entry before.
 const SAME_FILE: &[u8] = b"\xff";
 
@@ -46,6 +50,8 @@ pub(super) struct JitDump {
     position: u64,
     header_hash: u64,
     times_are_ours: bool,
+    /// What is added to the addresses of lines.
+    lines_offset: u64,
     /// The lines of the function that the next record loads.
     lines: u64,
 }
@@ -106,7 +112,8 @@ impl JitDump {
             return Err(corrupt(format!("version {version} and {size_bytes} bytes")));
         }
         let times_are_ours = whole(header, 32) & FLAG_ARCH_TIMESTAMP == 0;
-        Ok(Self { position: u64::from(size_bytes), header_hash: hash(header), times_are_ours, lines: 0 })
+        let lines_offset = if half(header, 16) == V8_PADDING { V8_LINES_OFFSET } else { 0 };
+        Ok(Self { position: u64::from(size_bytes), header_hash: hash(header), times_are_ours, lines_offset, lines: 0 })
     }
 
     fn take(&mut self, prefix: Prefix, cursor: &mut Cursor<'_>, index: &mut Index, earliest: Option<MonotonicNs>) {
@@ -138,6 +145,20 @@ impl JitDump {
             // Unwinding information, the end, and what is not defined yet.
             _ => {}
         }
+    }
+
+    /// What the record of a piece says of an address in it, if it is there still.
+    pub(super) fn frame(&self, cursor: &mut Cursor<'_>, piece: &Piece, address: u64) -> Option<Frame> {
+        let record = piece.function.record;
+        let prefix = prefix(cursor, record).filter(|prefix| prefix.kind == CODE_LOAD)?;
+        let (function, name) = load(cursor, record, prefix)?;
+        if !function.is(&piece.function) {
+            return None;
+        }
+        let name = text(name);
+        let stated = address.wrapping_sub(piece.moved_by).wrapping_add(self.lines_offset);
+        let (file, line) = line(cursor, piece, stated).unwrap_or_default();
+        Some(Frame { system_name: name.clone(), name, file, line, ..Frame::default() })
     }
 }
 
@@ -171,19 +192,6 @@ fn load<'a>(cursor: &'a mut Cursor<'_>, record: u64, prefix: Prefix) -> Option<(
     let name = bytes[LOAD_BYTES..].split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
     start.checked_add(size_bytes)?;
     Some((Function { start, size_bytes, record, lines: 0, name_hash: hash(name) }, name))
-}
-
-/// What the record of a piece says of an address in it, if it is there still.
-pub(super) fn frame(cursor: &mut Cursor<'_>, piece: &Piece, address: u64) -> Option<Frame> {
-    let record = piece.function.record;
-    let prefix = prefix(cursor, record).filter(|prefix| prefix.kind == CODE_LOAD)?;
-    let (function, name) = load(cursor, record, prefix)?;
-    if !function.is(&piece.function) {
-        return None;
-    }
-    let name = text(name);
-    let (file, line) = line(cursor, piece, address.wrapping_sub(piece.moved_by)).unwrap_or_default();
-    Some(Frame { system_name: name.clone(), name, file, line, ..Frame::default() })
 }
 
 /// File and line of an address, as the file states it.
@@ -308,6 +316,17 @@ mod tests {
         assert_eq!(at(0x1000, 500), "?", "half a record waits");
         writer.write_all(&third[30..]).unwrap();
         assert_eq!(at(0x1000, 500), "third :0");
+    }
+
+    #[test]
+    fn lines_of_v8_are_behind_an_elf_header() {
+        let mut bytes = header(0);
+        bytes[16..20].copy_from_slice(&V8_PADDING.to_ne_bytes());
+        bytes.extend(lines(0x1000, &[(0x1040, 3, "/a.js"), (0x1050, 5, "")]));
+        bytes.extend(loaded(100, 0x1000, 0x40, "f"));
+        let (_writer, fd) = file(&bytes);
+        let at = |address| ask(&mut Generated::default(), &fd, address, 400).unwrap();
+        assert_eq!((at(0x1000), at(0x100f), at(0x1010)), ("f /a.js:3".into(), "f /a.js:3".into(), "f /a.js:5".into()));
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Known {
         match &self.format {
             Format::Unknown => None,
             Format::PerfMap(_) => perf_map::frame(cursor, piece),
-            Format::JitDump(_) => jitdump::frame(cursor, piece, address),
+            Format::JitDump(dump) => dump.frame(cursor, piece, address),
         }
     }
 }
