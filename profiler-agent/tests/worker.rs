@@ -457,7 +457,7 @@ async fn names(worker: &mut Worker, map: &Arc<OwnedFd>, address: u64) -> Result<
     let question = Question { address: VirtualAddress(address), time: MonotonicNs(u64::MAX) };
     assert!(worker.request_generated(MapKey(1), map, &[question]));
     let Reply::Generated { key: MapKey(1), result } = worker.next_reply().await else { panic!("another reply") };
-    let GeneratedNames { frames, meanings } = result?;
+    let GeneratedNames { frames, meanings, .. } = result?;
     Ok(match meanings[..] {
         [Meaning::Function(at)] => Some(frames[at as usize].name.clone()),
         _ => None,

@@ -264,6 +264,14 @@ impl Image {
         }
     }
 
+    /// The file tells of more code than is kept in memory.
+    pub(super) fn note_left_out(&self, counts: &mut Counts) {
+        if let Some(source) = &self.source {
+            let path = quoted(&source.path);
+            counts.note(format!("some functions of {path} have no names: it tells of too many"));
+        }
+    }
+
     /// What was asked about could not be answered.
     pub(super) fn refuse(&mut self, reason: &FileError, counts: &mut Counts) {
         let Some(source) = self.source.take() else { return };

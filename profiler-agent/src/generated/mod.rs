@@ -125,6 +125,9 @@ impl Generated {
             image.refuse(&reason, counts);
             GeneratedNames::default()
         });
+        if names.left_out {
+            image.note_left_out(counts);
+        }
         let frames = image.answered(&names, aggregator, tracker);
         self.held_frames = self.held_frames.saturating_sub(frames);
     }

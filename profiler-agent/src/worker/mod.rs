@@ -131,6 +131,8 @@ pub struct GeneratedNames {
     pub frames: Vec<Frame>,
     /// To each question, in their order.
     pub meanings: Vec<Meaning>,
+    /// The file tells of more code than is kept in memory, so some has no name.
+    pub left_out: bool,
 }
 
 /// One function at an address.

@@ -1,7 +1,8 @@
 //! Questions about generated code, and their answers, as they go over the socket.
 //!
 //! A request's words are the key of the file, then address and time of each question. The payload of a
-//! reply: a count and as many frames as `message` writes them, then one `u32` for each question.
+//! reply: a count and as many frames as `message` writes them, then one `u32` for each
+//! question, and one that is not 0 when code was left out.
 
 use profiler_common::address::{MonotonicNs, VirtualAddress};
 
@@ -45,6 +46,7 @@ pub(super) fn encode_names(names: &GeneratedNames) -> Vec<u8> {
             Meaning::Function(at) => at.saturating_add(FUNCTION),
         });
     }
+    out.u32(u32::from(names.left_out));
     out.bytes
 }
 
@@ -60,8 +62,9 @@ pub(super) fn decode_names(questions: usize, payload: &[u8]) -> Result<Generated
         _ => Err("a function that is not there"),
     };
     let meanings = (0..questions).map(meaning).collect::<Result<_, _>>()?;
+    let left_out = input.u32()? != 0;
     input.end()?;
-    Ok(GeneratedNames { frames, meanings })
+    Ok(GeneratedNames { frames, meanings, left_out })
 }
 
 #[cfg(test)]
@@ -79,7 +82,7 @@ mod tests {
         assert_eq!(decode_questions(&words), (MapKey(7), questions.to_vec()));
         let frames = vec![Frame { name: "f".into(), system_name: "f".into(), line: 4, ..Frame::default() }];
         let meanings = vec![Meaning::Function(0), Meaning::Unknown, Meaning::Replaced];
-        let names = GeneratedNames { frames, meanings };
+        let names = GeneratedNames { frames, meanings, left_out: true };
         assert_eq!(decode_names(3, &encode_names(&names)), Ok(names.clone()));
         assert!(decode_names(2, &encode_names(&names)).is_err());
         let beyond = GeneratedNames { meanings: vec![Meaning::Function(1)], ..names };

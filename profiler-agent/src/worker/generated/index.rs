@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use profiler_common::address::MonotonicNs;
 
 /// Pieces of one file, at most: what does not replace others is left out then. A large JVM has 30,000.
-const MOST_LIVE: usize = 400_000;
+pub(super) const MOST_LIVE: usize = 400_000;
 
 /// Pieces of the past that are remembered. Samples are asked about a moment after they were taken.
 const MOST_PAST: usize = 4096;
@@ -75,6 +75,8 @@ pub(super) struct Index {
     past: VecDeque<(Piece, Span)>,
     /// Up to this time pieces of the past may be forgotten.
     forgotten: MonotonicNs,
+    /// There were too many.
+    pub(super) left_out: bool,
 }
 
 impl Index {
@@ -104,8 +106,15 @@ impl Index {
             return;
         }
         self.remove(piece.start, piece.end, piece.came, remember);
+        self.put(piece);
+    }
+
+    /// Notes a piece where nothing is, if there is room.
+    fn put(&mut self, piece: Piece) {
         if self.live.len() < MOST_LIVE {
             self.live.insert(piece.start, piece);
+        } else {
+            self.left_out = true;
         }
     }
 
@@ -117,7 +126,7 @@ impl Index {
             let before = *before;
             self.live.insert(before.start, Piece { end: start, ..before });
             if before.end > end {
-                self.live.insert(end, Piece { start: end, ..before });
+                self.put(Piece { start: end, ..before });
             }
             self.gone(Piece { start, end: before.end.min(end), ..before }, goes, remember);
         }
@@ -252,6 +261,14 @@ mod tests {
         assert_eq!(name_at(&index, 10, many - 7), Ok(many - 7));
         index.clear();
         assert_eq!(name_at(&index, 10, many), Err(false));
+        for number in 0..=MOST_LIVE as u64 {
+            assert!(!index.left_out);
+            index.insert(piece(number * 8, number * 8 + 8, number, Span::exactly(ns(1))), true);
+        }
+        for number in 0..1000 {
+            index.insert(piece(number * 8 + 3, number * 8 + 4, number, Span::exactly(ns(2))), false);
+        }
+        assert!(index.left_out && index.len() == MOST_LIVE);
     }
 
     proptest! {

@@ -134,6 +134,7 @@ impl Known {
             };
             names.meanings.push(meaning);
         }
+        names.left_out = self.index.left_out;
         names
     }
 
