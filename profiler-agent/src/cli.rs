@@ -60,7 +60,8 @@ Exit code: 0 done (or that of COMMAND, unless -d ended it), 1 failed, 2 bad usag
 #[derive(Debug, Args)]
 pub struct Record {
     /// Profile this process: all its threads, and its children. Repeatable
-    #[arg(short, long = "pid", value_name = "PID", conflicts_with_all = ["all", "exec"])]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
+          conflicts_with_all = ["all", "exec"])]
     pub pid: Vec<u32>,
     /// Profile the whole node; idle CPUs are left out
     #[arg(short, long, conflicts_with = "exec")]
@@ -68,12 +69,13 @@ pub struct Record {
     /// Leave out children of the profiled processes
     #[arg(long, conflicts_with = "all")]
     pub no_children: bool,
-    /// Stop after this time: 10s, 500ms, 2m; a COMMAND is ended then (default: at Ctrl-C, or when the
-    /// processes have ended)
-    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    /// Stop after this time: 10s, 500ms, 2m, 1h; a COMMAND is ended then (default: at Ctrl-C, or when
+    /// the processes have ended)
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub duration: Option<Duration>,
     /// Samples a second on each busy CPU, 1 to 10000
-    #[arg(short = 'F', long, value_name = "HZ", default_value = "99", value_parser = parse_frequency)]
+    #[arg(short = 'F', long, value_name = "HZ", default_value = "99", value_parser = parse_frequency,
+          allow_hyphen_values = true)]
     pub frequency: NonZeroU32,
     /// Write the profile to this file: .svg, .folded or .pb.gz. Repeatable
     #[arg(short, long, value_name = "FILE")]
@@ -93,6 +95,30 @@ pub struct Record {
     pub exec: Vec<OsString>,
 }
 
+/// One line about a command line that makes no sense; `None` for an error that is an answer, as that to
+/// `--help`. What clap says beside it (tips, the usage) is often beside the point.
+#[must_use]
+pub fn usage_error(error: &clap::Error) -> Option<String> {
+    use clap::error::{ContextKind, ContextValue, ErrorKind};
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return None;
+    }
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
+    let line = lines.collect::<Vec<_>>().join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    let stray = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) => error.kind() == ErrorKind::UnknownArgument && !word.starts_with('-'),
+        _ => false,
+    };
+    let hint = if stray { ". A process is named by -p PID, a command comes behind --" } else { "" };
+    Some(format!("{line}{hint}. See: spanflame record --help"))
+}
+
+fn parse_pid(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_no_number| "-p takes one process id; for more than one, repeat it: -p 12 -p 34".to_owned())
+}
+
 fn parse_frequency(text: &str) -> Result<NonZeroU32, String> {
     const MOST_HZ: u32 = 10_000;
     text.parse()
@@ -102,6 +128,8 @@ fn parse_frequency(text: &str) -> Result<NonZeroU32, String> {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
+    /// Who asks for more has mistyped; and sums with the clock must not overflow.
+    const LONGEST: Duration = Duration::from_secs(87_600 * 3600);
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
     let (number, unit) = text.split_at(digits);
     let factor = match unit {
@@ -115,8 +143,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .parse::<f64>()
         .ok()
         .and_then(|number| Duration::try_from_secs_f64(number * factor).ok())
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "not a time above 0; examples: 10s, 500ms, 2m, 1h".to_owned())
+        .filter(|duration| !duration.is_zero() && *duration <= LONGEST)
+        .ok_or_else(|| "not a time above 0 and up to 87600h (10 years); examples: 10s, 500ms, 2m, 1h".to_owned())
 }
 
 /// Prints a line to stderr, for people. Names in it may be whatever a process chose; what a terminal
@@ -124,6 +152,18 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 pub fn complain(message: &str) {
     // Nobody is left to tell that stderr is gone.
     let _closed = writeln!(io::stderr(), "spanflame: {}", clean(message));
+}
+
+/// An error and all that caused it, in one line. Causes that its text has already are not repeated.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Prints a result to stdout.
@@ -152,9 +192,48 @@ mod tests {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
         assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
-        for bad in ["", "0s", "s", "10 s", "-1s", "1e9s", "10x", "99999999999999999999h"] {
+        assert_eq!(parse_duration("87600h"), Ok(Duration::from_secs(87_600 * 3600)));
+        for bad in ["", "0s", "s", "10 s", "-1s", "1e9s", "10x", "87601h", "99999999999999h", "99999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        let lines = [
+            (["-p", "abc"].as_slice(), ["'abc'", "one process id"]),
+            (&["-p", "1,2"], ["'1,2'", "repeat"]),
+            (&["-p", "-5"], ["'-5'", "one process id"]),
+            (&["-a", "-F", "-1"], ["'-1'", "1 to 10000"]),
+            (&["-a", "-d", "-1s"], ["'-1s'", "not a time"]),
+            (&["-a", "-p", "1"], ["--all", "cannot be used with"]),
+            (&["--foo"], ["'--foo'", "unexpected"]),
+            (&["1234"], ["'1234'", "-p PID"]),
+            (&["-a", "-o"], ["--output", "required"]),
+        ];
+        for (arguments, words) in lines {
+            let command_line = [&["spanflame", "record"], arguments].concat();
+            let line = usage_error(&Cli::try_parse_from(&command_line).unwrap_err()).unwrap();
+            assert_eq!(line.lines().count(), 1, "{line:?}");
+            for word in words.iter().chain(&["See: spanflame record --help"]) {
+                assert!(line.contains(word), "{arguments:?}: {word:?} in {line:?}");
+            }
+            assert!(!line.contains("tip:") && !line.contains("error:"), "{line}");
+        }
+        for answer in ["--help", "--version"] {
+            assert_eq!(usage_error(&Cli::try_parse_from(["spanflame", answer]).unwrap_err()), None);
+        }
+        assert_eq!(usage_error(&Cli::try_parse_from(["spanflame"]).unwrap_err()), None);
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let refused = || io::Error::from_raw_os_error(libc::EAGAIN);
+        let start = crate::worker::WorkerError::Start { program: "/proc/self/exe".into(), source: refused() };
+        let text = with_causes(&crate::record::RecordError::from(crate::session::SessionError::from(start)));
+        assert!(text.contains("/proc/self/exe") && text.ends_with(&refused().to_string()), "{text}");
+        let told = with_causes(&crate::record::RecordError::Raw(refused()));
+        assert_eq!(told.matches("os error 11").count(), 1, "{told}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use profiler_common::address::Pid;
 use rustix::process::{Signal, WaitOptions};
 
+use crate::interpreter::{self, MissingInterpreter};
 use crate::{proc_fs, worker};
 
 /// The hidden subcommand.
@@ -33,11 +34,17 @@ pub enum LaunchError {
     /// No such program.
     #[error("cannot run {name}: no such program in PATH. Give its path, as in ./{name}", name = .0.to_string_lossy())]
     NotFound(OsString),
+    /// No such file.
+    #[error("cannot run {name}: the file does not exist. Check the path behind --", name = .0.to_string_lossy())]
+    NoFile(OsString),
+    /// The program that is to run it is not there.
+    #[error("cannot run {name}: {1}", name = .0.to_string_lossy())]
+    Interpreter(OsString, MissingInterpreter),
     /// No name at all.
     #[error("cannot run a command without a name: write it behind --")]
     Nameless,
     /// A folder.
-    #[error("cannot run {name}: it is a directory", name = .0.to_string_lossy())]
+    #[error("cannot run {name}: it is a directory. Name a program in it, as in {name}/PROGRAM", name = .0.to_string_lossy())]
     Directory(OsString),
     /// It is there, but not to be executed.
     #[error("cannot run {name}: not an executable file. Try: chmod +x {name}", name = .0.to_string_lossy())]
@@ -210,17 +217,18 @@ fn check(name: &OsStr) -> Result<(), LaunchError> {
     }
     if path.components().count() > 1 || path.is_absolute() {
         return match (path.exists(), executable(path)) {
-            (false, _) => Err(LaunchError::NotFound(name.to_owned())),
+            (false, _) => Err(LaunchError::NoFile(name.to_owned())),
             (true, false) => Err(LaunchError::NotExecutable(name.to_owned())),
-            (true, true) => Ok(()),
+            (true, true) => check_interpreter(path, name),
         };
     }
     let folders = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&folders).any(|folder| executable(&folder.join(name))) {
-        Ok(())
-    } else {
-        Err(LaunchError::NotFound(name.to_owned()))
-    }
+    let file = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|file| executable(file));
+    check_interpreter(&file.ok_or_else(|| LaunchError::NotFound(name.to_owned()))?, name)
+}
+
+fn check_interpreter(file: &Path, name: &OsStr) -> Result<(), LaunchError> {
+    interpreter::missing(file).map_or(Ok(()), |missing| Err(LaunchError::Interpreter(name.to_owned(), missing)))
 }
 
 /// The hidden subcommand: waits to be continued, then becomes the command.

@@ -6,6 +6,7 @@ mod clock;
 mod counts;
 mod ending;
 mod generated;
+mod interpreter;
 pub mod kernel;
 mod kernel_symbols;
 pub mod launch;

@@ -3,16 +3,24 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use profiler_agent::cli::{Cli, Command, answer, complain};
+use profiler_agent::cli::{Cli, Command, answer, complain, usage_error, with_causes};
 use profiler_agent::worker::{self, Role};
 use profiler_agent::{kernel, launch, record};
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let Cli { command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let Some(line) = usage_error(&error) else { error.exit() };
+            complain(&line);
+            return ExitCode::from(2);
+        }
+    };
+    match command {
         Command::Record(options) => match record::run(&options) {
             Ok(code) => code,
             Err(error) => {
-                complain(&error.to_string());
+                complain(&with_causes(&error));
                 error.exit_code()
             }
         },

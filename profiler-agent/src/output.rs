@@ -15,7 +15,7 @@
 //! The temporary file goes with us however we end, unless by a signal that can't be handled (`kill
 //! -9`): then `.spanflame-PID-N` stays.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
@@ -48,6 +48,24 @@ pub enum OutputError {
         /// Why.
         source: io::Error,
     },
+    /// There is no such folder.
+    #[error(
+        "cannot write {path}: the folder {folder} does not exist. Make it with mkdir -p, or choose another place with -o"
+    )]
+    NoFolder {
+        /// The file.
+        path: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Two outputs would be one file.
+    #[error("-o {first} and -o {second} are the same file. Give each a name of its own")]
+    Same {
+        /// The one.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
     /// The profile can't be shown in this format.
     #[error("cannot make {path}: {source}")]
     Export {
@@ -75,12 +93,50 @@ enum Destination {
     New(Temporary, Option<File>),
 }
 
+/// Makes sure that all files can be written, and that none of them would replace another.
+pub(crate) fn create_all(paths: &[PathBuf]) -> Result<Vec<Output>, OutputError> {
+    let outputs = paths.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>, _>>()?;
+    for (index, second) in outputs.iter().enumerate() {
+        if let Some(first) = outputs[..index].iter().find(|first| first.is_same(second)) {
+            return Err(OutputError::Same { first: first.path.clone(), second: second.path.clone() });
+        }
+    }
+    Ok(outputs)
+}
+
+impl Destination {
+    /// Device and inode of the folder, and the name there, of what is to be new.
+    fn name(&self) -> Option<((u64, u64), &OsStr)> {
+        match self {
+            Self::InPlace(_) => None,
+            Self::New(new, _) => {
+                let folder = fstat(&new.target.folder).ok()?;
+                Some(((folder.st_dev, folder.st_ino), &new.target.name))
+            }
+        }
+    }
+
+    /// Device and inode of the regular file that is written, or has the name of what is to be new.
+    fn file(&self) -> Option<(u64, u64)> {
+        let stat = match self {
+            Self::InPlace(file) => fstat(file).ok()?,
+            Self::New(new, _) => new.target.look().ok()??,
+        };
+        (FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile).then_some((stat.st_dev, stat.st_ino))
+    }
+}
+
 impl Output {
     /// Makes sure that the file can be written, and leaves it as it is.
     pub(crate) fn create(path: &Path) -> Result<Self, OutputError> {
         let format = Format::from_path(path)?;
         let failed = |doing| move |source| OutputError::File { doing, path: path.to_owned(), source };
-        let place = Place::of(path).map_err(failed("open the folder of"))?;
+        let place = Place::of(path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => {
+                OutputError::NoFolder { path: path.to_owned(), folder: folder_of(path).to_owned() }
+            }
+            _ => failed("open the folder of")(source),
+        })?;
         let to = match place.open_existing().map_err(failed("open"))? {
             Some(existing) => place.replacement(existing),
             None => Temporary::create(place, NEW_FILE).map(|new| Destination::New(new, None)).map_err(io::Error::from),
@@ -91,6 +147,15 @@ impl Output {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether what is written to one is lost by writing to the other: they have the same name, or one of
+    /// them is written in place, to what has the name of the other. Pipes and devices take all in turn.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self.to.name(), other.to.name()) {
+            (Some(name), Some(other_name)) => name == other_name,
+            _ => self.to.file().is_some() && self.to.file() == other.to.file(),
+        }
     }
 
     /// Writes the profile. When that fails, a file that was to be replaced is as it was.
@@ -124,8 +189,7 @@ struct Place {
 
 impl Place {
     fn of(path: &Path) -> io::Result<Self> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let folder = openat(CWD, folder_of(path), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let name = path.file_name().ok_or(Errno::ISDIR)?.to_owned();
         Ok(Self { folder, name })
     }
@@ -177,6 +241,10 @@ impl Place {
         fchmod(&new.file, rights)?;
         Ok(Destination::New(new, Some(existing)))
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn refused(what: &str) -> io::Error {
@@ -282,6 +350,32 @@ mod tests {
             assert!(path.symlink_metadata().unwrap().is_file());
             assert_eq!(fs::read_to_string(&victim).unwrap(), "old");
             assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn two_outputs_are_two_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("old.svg"), "old").unwrap();
+        fs::hard_link(path("old.svg"), path("hard.svg")).unwrap();
+        symlink("old.svg", path("link.svg")).unwrap();
+        symlink("new.svg", path("dangling.svg")).unwrap();
+        symlink("/dev/null", path("null.svg")).unwrap();
+        for (first, second, same) in [
+            ("new.svg", "./new.svg", true),
+            ("old.svg", "./old.svg", true),
+            ("link.svg", "old.svg", true),
+            ("old.svg", "link.svg", true),
+            ("link.svg", "link.svg", true),
+            ("new.svg", "dangling.svg", true),
+            ("new.svg", "new.folded", false),
+            ("old.svg", "hard.svg", false),
+            ("null.svg", "null.svg", false),
+        ] {
+            let created = create_all(&[path(first), path(second)]);
+            assert_eq!(matches!(created, Err(OutputError::Same { .. })), same, "{first} {second}: {created:?}");
+            assert!(same || created.is_ok(), "{created:?}");
         }
     }
 

@@ -122,16 +122,18 @@ pub(crate) fn all_pids() -> io::Result<Vec<Pid>> {
     Ok(fs::read_dir("/proc")?.filter_map(|entry| pid(entry.ok()?.file_name())).collect())
 }
 
-/// Those processes and all that descend from them, in no order.
+/// Those processes and all that descend from them, in no order. We and our workers are left out, unless
+/// we are named: nobody wants to see the profiler because it was started by what it profiles.
 ///
 /// # Errors
 /// When /proc can't be listed.
 pub(crate) fn with_descendants(roots: &[Pid]) -> io::Result<Vec<Pid>> {
+    let us = Pid(std::process::id());
     let mut family = roots.to_vec();
     let parents: Vec<(Pid, Pid)> = all_pids()?.into_iter().filter_map(|pid| Some((pid, stat_fields(pid)?.1))).collect();
     let mut next = 0;
     while let Some(parent) = family.get(next).copied() {
-        let children = parents.iter().filter(|(pid, of)| *of == parent && !family.contains(pid));
+        let children = parents.iter().filter(|(pid, of)| *of == parent && *pid != us && !family.contains(pid));
         let children: Vec<Pid> = children.map(|(pid, _parent)| *pid).collect();
         family.extend(children);
         next += 1;
@@ -210,7 +212,8 @@ mod tests {
         assert!(executable_mappings(us).unwrap().iter().any(|mapping| mapping.path == "[vdso]"));
         assert!(program_of(us).is_some() && program_of(us) != program_of(Pid(1)));
         let parent = stat_fields(us).unwrap().1;
-        assert!(with_descendants(&[parent]).unwrap().contains(&us));
+        assert!(with_descendants(&[us]).unwrap().contains(&us));
+        assert!(!with_descendants(&[parent]).unwrap().contains(&us));
         assert_eq!(process_of_thread(Pid(u32::MAX)), None);
         let own = own(us).unwrap();
         assert!(own.uids.contains(&rustix::process::geteuid().as_raw()) && own.uids.len() == 4, "{own:?}");

@@ -16,7 +16,7 @@ use crate::cli::{self, Record};
 use crate::ending::{Stopped, end_command};
 use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, online_cpus, terminal};
 use crate::launch::{self, LaunchError, Launched};
-use crate::output::{Output, OutputError};
+use crate::output::{Output, OutputError, create_all};
 use crate::report::{self, Progress};
 use crate::session::{Session, SessionError, about, family};
 use crate::signals::Signals;
@@ -39,6 +39,9 @@ pub enum RecordError {
     /// There is no such process.
     #[error("no process {0}. Find it with: pgrep -a NAME")]
     NoProcess(Pid),
+    /// It has ended.
+    #[error("process {0} has ended already (a zombie: its parent has yet to wait for it). Find another: pgrep -a NAME")]
+    Ended(Pid),
     /// It is a thread.
     #[error("{0} is a thread of process {1}. Use -p {1}")]
     Thread(Pid, Pid),
@@ -79,7 +82,9 @@ impl RecordError {
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
         let kernel = match self {
-            Self::NoTarget | Self::Output(OutputError::Format(_)) => return ExitCode::from(2),
+            Self::NoTarget | Self::Output(OutputError::Format(_) | OutputError::Same { .. }) => {
+                return ExitCode::from(2);
+            }
             Self::Kernel(error) | Self::Session(SessionError::Kernel(error)) => Some(error),
             _ => None,
         };
@@ -107,6 +112,7 @@ fn check_target(options: &Record) -> Result<(), RecordError> {
         match proc_fs::process_of_thread(pid) {
             None => return Err(RecordError::NoProcess(pid)),
             Some(process) if process != pid => return Err(RecordError::Thread(pid, process)),
+            Some(_) if proc_fs::living_thread(pid).is_none() => return Err(RecordError::Ended(pid)),
             Some(_) => {}
         }
     }
@@ -123,7 +129,7 @@ fn raise_open_files() {
 
 async fn record(options: &Record) -> Result<ExitCode, RecordError> {
     let mut signals = Signals::new().map_err(RecordError::Signals)?;
-    let outputs = options.output.iter().map(|path| Output::create(path)).collect::<Result<Vec<_>, _>>()?;
+    let outputs = create_all(&options.output)?;
     let mut launched = match options.exec.as_slice() {
         [] => None,
         command => Some(Launched::start(command)?),
@@ -194,7 +200,7 @@ fn deliver(options: &Record, profile: &Profile, mut outputs: Vec<Output>) -> Res
     report::tell(profile);
     let last: Option<RecordError> = failures.pop();
     for failure in failures {
-        cli::complain(&failure.to_string());
+        cli::complain(&cli::with_causes(&failure));
     }
     last.map_or(Ok(()), Err)
 }
@@ -205,10 +211,12 @@ fn print(options: &Record, profile: &Profile) -> Result<(), RecordError> {
         let mut json = Top::of(profile).json()?;
         json.push(b'\n');
         json
-    } else if options.output.is_empty() {
-        Top::of(profile).table(TABLE_ROWS, report::terminal_width()).into_bytes()
-    } else {
+    } else if !options.output.is_empty() {
         return Ok(());
+    } else if let Some(why) = report::why_empty(profile) {
+        format!("No functions to show: {why}.\n").into_bytes()
+    } else {
+        Top::of(profile).table(TABLE_ROWS, report::terminal_width()).into_bytes()
     };
     cli::answer(&text).map_err(RecordError::Print)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
+use profiler_common::record::StopReason;
 use profiler_model::{Figures, Profile};
 
 use crate::cli;
@@ -46,16 +47,39 @@ fn summary(profile: &Profile) -> String {
     let mut text = format!("{} samples in {:.1} s", figures.samples, profile.about().duration_ns as f64 / 1e9);
     if figures.samples > 0 {
         let share = 100.0 * (1.0 - figures.incomplete as f64 / figures.samples as f64);
-        text.push_str(&format!(", {share:.1}% of the stacks complete"));
+        text.push_str(&format!(", {share:.1}% of the stacks complete{}", reasons(&figures)));
     }
     text.push_str(&format!(", {} lost", quality.samples_lost()));
     if let Some(missed) = quality.missed_by_kernel {
         text.push_str(&format!(", {} missed by the kernel (+- {})", missed.count, missed.uncertainty));
     }
-    if figures.samples == 0 {
-        text.push_str(". No CPU time was used: idle and waiting threads are not sampled");
+    if let Some(why) = why_empty(profile) {
+        text.push_str(&format!("; {why}"));
     }
     text
+}
+
+/// Why there are no samples; `None` when there are.
+pub(crate) fn why_empty(profile: &Profile) -> Option<String> {
+    if Figures::of(profile).samples > 0 {
+        return None;
+    }
+    Some(match profile.quality.samples_lost() {
+        0 => "no CPU time was used (idle and waiting threads are not sampled)".to_owned(),
+        lost => format!("all samples were lost ({lost})"),
+    })
+}
+
+/// Why stacks lack callers, if more than one in a hundred does: the most frequent reason first.
+fn reasons(figures: &Figures) -> String {
+    if figures.incomplete.saturating_mul(100) <= figures.samples {
+        return String::new();
+    }
+    let complete = [StopReason::Complete, StopReason::NoUserStack];
+    let mut reasons: Vec<_> = figures.stops.iter().filter(|(reason, _count)| !complete.contains(reason)).collect();
+    reasons.sort_by_key(|(_reason, count)| std::cmp::Reverse(**count));
+    let reasons: Vec<_> = reasons.into_iter().map(|(reason, count)| format!("{count} {}", reason.name())).collect();
+    format!(" ({})", reasons.join(", "))
 }
 
 /// What became of every sample that was taken, each by name.
@@ -74,4 +98,40 @@ fn conservation(profile: &Profile) -> String {
 /// Columns that a table may take.
 pub(crate) fn terminal_width() -> usize {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(100, |size| usize::from(size.ws_col).max(60))
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_common::counter::{Counter, CounterKind};
+
+    use super::*;
+
+    fn figures(samples: u64, stops: &[(StopReason, u64)]) -> Figures {
+        let incomplete = stops.iter().map(|(_reason, count)| count).sum();
+        let complete = [(StopReason::Complete, samples - incomplete)];
+        Figures { samples, incomplete, stops: stops.iter().copied().chain(complete).collect(), ..Figures::default() }
+    }
+
+    #[test]
+    fn many_incomplete_stacks_are_explained() {
+        let stops = [(StopReason::UnsupportedCfi, 5), (StopReason::StackCopyEnded, 61)];
+        assert_eq!(reasons(&figures(1000, &stops)), " (61 stack_copy_ended, 5 unsupported_cfi)");
+        assert_eq!(reasons(&figures(6600, &stops)), "");
+        assert_eq!(reasons(&figures(0, &[])), "");
+    }
+
+    /// What the terminal and the graphs name is explained.
+    #[test]
+    fn readme_explains_every_name() {
+        let readme = include_str!("../../README.md");
+        let shown = |counter: &&Counter| {
+            !matches!(counter.kind(), CounterKind::Taken) && **counter != Counter::SamplesDelivered
+        };
+        let counters = Counter::ALL.iter().filter(shown).map(|counter| counter.name());
+        let complete = [StopReason::Complete, StopReason::NoUserStack];
+        let stops = StopReason::ALL.iter().filter(|reason| !complete.contains(reason)).map(|reason| reason.name());
+        for name in counters.chain(stops) {
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+    }
 }

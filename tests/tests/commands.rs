@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
+use spanflame_tests::system::wait_for;
 use spanflame_tests::{Lab, Running, lab};
 
 /// Runs `spanflame record` with these arguments only.
@@ -22,9 +23,8 @@ fn check_refused(output: &Output, code: i32, words: &[&str]) {
     for word in words {
         assert!(stderr.contains(word), "{word:?} in {stderr:?}");
     }
-    if code != 2 {
-        assert_eq!(stderr.trim_end().lines().count(), 1, "one line: {stderr:?}");
-    }
+    let is_one_line = stderr.trim_end().lines().count() == 1 && stderr.starts_with("spanflame: ");
+    assert!(is_one_line, "one line: {stderr:?}");
     assert!(!stderr.contains("panicked") && output.stdout.is_empty(), "{output:?}");
 }
 
@@ -54,10 +54,16 @@ fn output_of_the_command() {
 #[test]
 fn unknown_command() {
     let Some(lab) = lab() else { return };
-    for command in ["no-such-program-here", "./no/such/program"] {
-        check_refused(&spanflame(&lab, &["--", command]), 1, &[command, "no such program"]);
+    let sentences = [
+        ("no-such-program-here", "no such program in PATH"),
+        ("./no/such/program", "does not exist"),
+        ("/no/such/program", "does not exist"),
+        ("/etc/passwd", "not an executable file"),
+        ("/tmp", "as in /tmp/PROGRAM"),
+    ];
+    for (command, words) in sentences {
+        check_refused(&spanflame(&lab, &["--", command]), 1, &[command, words]);
     }
-    check_refused(&spanflame(&lab, &["--", "/etc/passwd"]), 1, &["/etc/passwd", "not an executable file"]);
 }
 
 /// A file with the right to be executed that the kernel can't execute.
@@ -70,6 +76,43 @@ fn command_that_cannot_be_executed() {
     let output = spanflame(&lab, &["-d", "2s", "--", file.to_str().unwrap()]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && stderr.contains("rubbish"), "{output:?}");
+}
+
+#[test]
+fn command_without_its_interpreter() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let script = lab.copy("brief", folder.path(), "script");
+    fs::write(&script, "#!/no/such/interpreter -e\n").unwrap();
+    check_refused(&spanflame(&lab, &["--", script.to_str().unwrap()]), 1, &["script", "/no/such/interpreter"]);
+}
+
+/// A table of nothing is no answer.
+#[test]
+fn no_samples() {
+    let Some(lab) = lab() else { return };
+    let mut idle = Command::new("sleep").arg("100").spawn().unwrap();
+    let output = spanflame(&lab, &["-p", &idle.id().to_string(), "-d", "200ms"]);
+    idle.kill().unwrap();
+    idle.wait().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert!(stdout.starts_with("No functions to show: no CPU time was used"), "{stdout}");
+    assert!(stderr.contains("0 samples in"), "{stderr}");
+}
+
+/// Of what runs in a shell all but the profiler is profiled.
+#[test]
+fn profiler_among_the_profiled() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let script = "\"$1\" 3 & \"$0\" record -F 499 -p $$ -d 2s -o all.folded; kill $!; cat all.folded";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(lab.program()).arg(lab.workload("chain12")).current_dir(&folder);
+    let output = command.output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && stdout.contains("chain12"), "{stdout}{stderr}");
+    assert!(!stdout.contains("spanflame"), "{stdout}");
 }
 
 /// Refused before anything is sampled, and before the command is started.
@@ -87,6 +130,12 @@ fn unwritable_output() {
         check_refused(&output, 1, &[path, "-o"]);
         assert!(!touched.exists(), "{path}: the command ran");
     }
+    let output = spanflame(&lab, &["-a", "-o", "/no/such/folder/x.svg"]);
+    check_refused(&output, 1, &["/no/such/folder/x.svg", "the folder /no/such/folder does not exist"]);
+    let (file, again) = (folder.path().join("x.svg"), folder.path().join("./x.svg"));
+    let output = spanflame(&lab, &["-a", "-o", file.to_str().unwrap(), "-o", again.to_str().unwrap()]);
+    check_refused(&output, 2, &["same file"]);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "something new");
 }
 
 #[test]
@@ -176,6 +225,12 @@ fn missing_process() {
     for pid in ["4194305", "0"] {
         check_refused(&spanflame(&lab, &["-p", pid, "-d", "1s"]), 1, &[pid]);
     }
+    let mut zombie = Command::new("true").spawn().unwrap();
+    let pid = zombie.id();
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    wait_for("the process to end", || stat().contains(") Z "));
+    check_refused(&spanflame(&lab, &["-p", &pid.to_string()]), 1, &[&pid.to_string(), "ended already"]);
+    zombie.wait().unwrap();
 }
 
 #[test]
@@ -188,7 +243,17 @@ fn bad_usage() {
     for arguments in
         [["-a", "-p", "1"], ["-a", "--", "true"], ["-a", "-d", "0s"], ["-a", "-d", "1x"]].map(|list| list.to_vec())
     {
-        assert_eq!(spanflame(&lab, &arguments).status.code(), Some(2), "{arguments:?}");
+        check_refused(&spanflame(&lab, &arguments), 2, &["See: spanflame record --help"]);
+    }
+    for (arguments, words) in [
+        (["-p", "abc"].as_slice(), "one process id"),
+        (&["-p", "1,2"], "repeat it"),
+        (&["-p", "-5"], "one process id"),
+        (&["--foo"], "--foo"),
+        (&["1234"], "-p PID"),
+        (&["-a", "-d", "99999999999999h"], "87600h"),
+    ] {
+        check_refused(&spanflame(&lab, arguments), 2, &[words]);
     }
 }
 
@@ -210,7 +275,7 @@ fn check_refused_under(lab: &Lab, wrapper: &[&str], words: &[&str]) {
 fn without_privileges() {
     let Some(lab) = lab() else { return };
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    check_refused_under(&lab, &nobody, &["root", "CAP_BPF"]);
+    check_refused_under(&lab, &nobody, &["cannot load kernel programs: not permitted", "root", "CAP_BPF"]);
 }
 
 #[test]

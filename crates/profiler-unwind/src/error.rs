@@ -32,7 +32,7 @@ pub enum BuildError {
         source: ReadError,
     },
     /// Not an ELF file of 64 bits and little-endian byte order.
-    #[error("not a little-endian 64-bit ELF file: it starts with {ident:02x?}")]
+    #[error("{}", not_handled(.ident))]
     NotElf {
         /// The first bytes of the file.
         ident: [u8; 8],
@@ -67,4 +67,13 @@ pub enum BuildError {
         /// `p_memsz` of the offending segment.
         memory_size_bytes: u64,
     },
+}
+
+/// Says what a file is that is none of ours. `EI_CLASS` 1: 32 bits (ELF specification, "ELF identification").
+fn not_handled(ident: &[u8; 8]) -> String {
+    if ident.starts_with(b"\x7fELF\x01") {
+        "a 32-bit ELF file; stacks of 32-bit programs are not unwound".to_owned()
+    } else {
+        format!("not a little-endian 64-bit ELF file: it starts with {ident:02x?}")
+    }
 }

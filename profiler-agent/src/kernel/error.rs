@@ -6,7 +6,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// A file of the kernel could not be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {source}. Are /proc and /sys mounted?")]
     Read {
         /// The file.
         path: String,
@@ -49,7 +49,7 @@ pub enum KernelError {
         program: &'static str,
     },
     /// The object, a map or a program could not be loaded.
-    #[error("cannot load the BPF {what}: {message}{}", permission_hint(.message))]
+    #[error("{}", cannot_load(.what, .message))]
     Load {
         /// Which one.
         what: String,
@@ -118,6 +118,16 @@ impl KernelError {
             Self::Load { message, .. } | Self::Map { message, .. } => is_permission(message),
             Self::BadBtf(_) | Self::Unexpected { .. } | Self::RateTooHigh { .. } => false,
         }
+    }
+}
+
+/// That it is not permitted is all there is to say of any object; EACCES may also be the verifier's.
+fn cannot_load(what: &str, message: &str) -> String {
+    let hint = permission_hint(message);
+    if message.contains("Operation not permitted") {
+        format!("cannot load kernel programs: not permitted (EPERM){hint}")
+    } else {
+        format!("cannot load the BPF {what}: {message}{hint}")
     }
 }
 
