@@ -107,13 +107,16 @@ impl Tracker {
             Err(FileError::NotElf) => return,
             Ok(table) => {
                 let count = table.problems.unreadable();
-                let damage = format!("{count} pieces of its call frame information make no sense");
+                let damage = match count {
+                    1 => "1 piece of its call frame information makes no sense".to_owned(),
+                    _ => format!("{count} pieces of its call frame information make no sense"),
+                };
                 (Some(Counter::ExecutableCorrupt), damage)
             }
             // Counted as a restart of the worker.
             Err(error @ FileError::Worker(_)) => (None, error.to_string()),
             Err(error @ FileError::Unreadable(_)) => (Some(Counter::ExecutableUnreadable), error.to_string()),
-            Err(error @ FileError::Unsupported(_)) => (Some(Counter::ExecutableUnsupported), error.to_string()),
+            Err(FileError::Unsupported(what)) => (Some(Counter::ExecutableUnsupported), what.clone()),
             Err(error) => (Some(Counter::ExecutableCorrupt), error.to_string()),
         };
         if let Some(counter) = counter {
@@ -121,6 +124,10 @@ impl Tracker {
         }
         if let Some(executable) = self.executables.get(key) {
             let path = quoted(&executable.path);
+            if counter == Some(Counter::ExecutableUnsupported) {
+                self.counts.note(format!("not unwound: {path}: {damage}"));
+                return;
+            }
             self.counts.note(format!("stacks may be cut in {path}: {damage}. Look at it with: readelf -wF {path}"));
         }
     }
