@@ -79,8 +79,8 @@ pub(crate) struct Elf {
     pub(crate) go_table: Option<Section>,
     /// Where the loader finds its own tables (`PT_DYNAMIC`).
     pub(crate) dynamic: Option<Segment>,
-    /// There are section headers.
-    pub(crate) has_sections: bool,
+    /// There are section headers, and none is of those that Go's linker makes.
+    pub(crate) is_not_go: bool,
     /// The address of `.text`, which pointers in CFI may be relative to; 0 when it is not known.
     pub(crate) text: Svma,
     /// Section headers or names are stated, but can't be read.
@@ -106,7 +106,7 @@ impl Elf {
             is_program: header.is_program,
             go_table: None,
             dynamic: None,
-            has_sections: false,
+            is_not_go: false,
             text: Svma(0),
             sections_unreadable: false,
         };
@@ -155,7 +155,7 @@ impl Elf {
         let sections: Vec<_> = table.chunks_exact(SECTION_HEADER_BYTES).filter_map(section_header).collect();
         let Some((_, _, names)) = sections.get(usize::from(header.names_section)) else { return Ok(()) };
         let names = read_bytes(file, "the section names", names.file_offset, names.size_bytes, MAX_NAMES_BYTES)?;
-        self.has_sections = true;
+        self.is_not_go = true;
         for (name, kind, section) in sections {
             if kind == SHT_NOBITS || section.size_bytes == 0 {
                 continue;
@@ -164,6 +164,7 @@ impl Elf {
                 b".text" => self.text = section.svma,
                 b".eh_frame" => self.eh_frame = Some(section),
                 b".gopclntab" | DATA_REL_RO_GOPCLNTAB => self.go_table = Some(section),
+                b".go.buildinfo" | b".note.go.buildid" => self.is_not_go = false,
                 b".debug_frame" => self.debug_frame = Some(section),
                 b".plt" | b".iplt" => self.plts.push(section),
                 name if name.starts_with(b".plt.") => self.plts.push(section),

@@ -6,9 +6,10 @@
 mod synthetic_elf;
 
 use object::{Object, ObjectSection};
+use profiler_common::address::Svma;
 use profiler_common::limits::MAX_SEARCHED;
 use profiler_common::row::Row;
-use profiler_unwind::{UnwindTable, build};
+use profiler_unwind::{UnwindTable, build, go_functions};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 use synthetic_elf::{Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
@@ -22,7 +23,7 @@ static FILES: LazyLock<Vec<Target>> = LazyLock::new(|| {
     let cfi = cfi.fde(20, 100, &[op::REMEMBER_STATE, op::advance(9), op::DEF_CFA, 6, 16, op::RESTORE_STATE]);
     let both = ElfFile::new(X86_64, 256).cfi(&cfi).cfi(&Cfi::debug_frame().cie("", 16, &[]).fde(100, 90, &[]));
     let mut files = vec![both.code_section(".plt", 200, 40).bytes()];
-    for path in ["/usr/bin/true", "/usr/bin/env", "/usr/aarch64-linux-gnu/lib/libdl.so.2"] {
+    for path in ["/usr/bin/true", "/usr/bin/env", "/usr/aarch64-linux-gnu/lib/libdl.so.2", "/usr/lib/go/bin/gofmt"] {
         match std::fs::read(path) {
             Ok(bytes) => files.push(bytes),
             Err(error) => println!("skipped {path}: {error}"),
@@ -31,14 +32,26 @@ static FILES: LazyLock<Vec<Target>> = LazyLock::new(|| {
     files.into_iter().map(|bytes| (extents(&bytes), bytes)).map(|(extents, bytes)| (bytes, extents)).collect()
 });
 
+/// Where Go's table, and what leads to it, is.
+const GO: [&str; 4] = [".gopclntab", ".go.module", ".noptrdata", ".go.buildinfo"];
+
 fn extents(bytes: &[u8]) -> Vec<(usize, usize)> {
     let elf = object::File::parse(bytes).unwrap();
-    let wanted = |name: &str| name.contains("_frame") || name.contains(".plt") || name.contains(".note");
+    let wanted =
+        |name: &str| name.contains("_frame") || name.contains(".plt") || name.contains(".note") || GO.contains(&name);
     let sections = elf.sections().filter(|section| section.name().is_ok_and(wanted));
     let ranges = sections.filter_map(|section| section.file_range());
     let as_usize = |(start, length): (u64, u64)| (start as usize, length as usize);
     let section_headers = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize;
     let mut extents = vec![(0, 64), (64, 56 * 12), (section_headers, bytes.len() - section_headers)];
+    // The header of Go's table, and the words that are looked for in the data.
+    let table = elf.sections().find(|section| section.name() == Ok(".gopclntab"));
+    if let Some((table, (start, _length))) = table.and_then(|table| Some((table.address(), table.file_range()?))) {
+        let pointer = table.to_le_bytes();
+        let words = bytes.windows(8).enumerate().filter(|(at, word)| at % 8 == 0 && *word == pointer);
+        extents.push((start as usize, 72));
+        extents.extend(words.map(|(at, _word)| (at, (44 * 8).min(bytes.len() - at))));
+    }
     extents.extend(ranges.map(as_usize).filter(|(_, length)| *length > 0));
     extents
 }
@@ -102,8 +115,12 @@ proptest! {
         changes in prop::collection::vec(damage(), 1..12),
         keep in prop::option::weighted(0.1, any::<u16>()),
     ) {
-        if let Ok(table) = build(&damaged(file, &changes, keep)) {
+        let bytes = damaged(file, &changes, keep);
+        if let Ok(table) = build(&bytes) {
             check(&table)?;
+        }
+        if let Ok(Some(functions)) = go_functions(&bytes, &[Svma(0x40_1000), Svma(0x45_1234), Svma(u64::MAX)]) {
+            prop_assert_eq!(functions.len(), 3);
         }
     }
 

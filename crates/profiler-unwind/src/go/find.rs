@@ -88,7 +88,8 @@ fn table_place(file: &impl ReadAt, elf: &Elf) -> Result<Option<(Svma, FileOffset
     if let Some(section) = elf.go_table {
         return Ok(Some((section.svma, section.file_offset, section.size_bytes)));
     }
-    if elf.has_sections {
+    // In libraries that another linker makes, the table is a part of `.data.rel.ro`.
+    if elf.is_not_go {
         return Ok(None);
     }
     for segment in elf.segments.iter().filter(|segment| !segment.executable) {
@@ -203,7 +204,6 @@ impl<F: ReadAt> Search<'_, F> {
         let [start, end] = [MODULE_CODE, MODULE_CODE_END].map(|place| words.get(place).copied().unwrap_or_default());
         // A module of several sections of code, which large aarch64 programs have, has gaps.
         let whole = start.checked_add(self.parsed.code_end()?.into()) == Some(end);
-        (words.first() == Some(&self.table.0) && parts.all(same) && whole && (self.is_code)(start))
-            .then_some(words)
+        (words.first() == Some(&self.table.0) && parts.all(same) && whole && (self.is_code)(start)).then_some(words)
     }
 }

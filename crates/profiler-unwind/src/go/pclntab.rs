@@ -267,7 +267,88 @@ mod tests {
         assert_eq!(values(&[0, 5, 2, 1, 0], 1).collect::<Vec<_>>(), [(5, -1), (6, 0)]);
     }
 
+    /// A table of two functions at 0 and 32, which end at 80. In the second one the bytes from 4 to 8 were
+    /// inlined.
+    fn table(magic: u32) -> Vec<u8> {
+        let names = b"main.main\0main.work\0";
+        let values = [0, 2, 4, 16, 44, 0, 0, 4, 2, 4, 1, 40, 0, 2, 48, 0, 22, 4, 2, 44, 0];
+        let (depths, inlined, file, lines) = (1u32, 6u32, 13u32, 16u32);
+        let parts: [&[u8]; 4] = [names, &0u32.to_le_bytes(), b"a.go\0", &values];
+        let mut bytes = vec![0; HEADER_BYTES];
+        let mut offsets = Vec::new();
+        for part in parts {
+            offsets.push(bytes.len());
+            bytes.extend_from_slice(part);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        }
+        offsets.push(bytes.len());
+        for word in [0, 24, 32, 100, 80u32] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend([0; 4]);
+        let line = if magic == MAGIC_1_20 { vec![7u32] } else { Vec::new() };
+        for (start, name, place) in [(0u32, 0u32, 24), (32, 10, 100)] {
+            bytes.resize(offsets[4] + place, 0);
+            let fields = [start, name, 0, 0, depths, file, lines, 3, 0].into_iter().chain(line.clone());
+            let flags = u32::from_le_bytes([0, FLAG_TOP_FRAME, 0, 4]);
+            let lists = [flags, 0, 0, inlined, u32::MAX, u32::MAX, u32::MAX, 64];
+            fields.chain(lists).for_each(|field| bytes.extend(field.to_le_bytes()));
+        }
+        bytes[..4].copy_from_slice(&magic.to_le_bytes());
+        bytes[6..8].copy_from_slice(&[1, 8]);
+        bytes[8] = 2;
+        for (index, offset) in offsets.iter().enumerate() {
+            bytes[32 + index * 8..40 + index * 8].copy_from_slice(&(*offset as u64).to_le_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn functions_are_found_and_described() {
+        for magic in [MAGIC_1_18, MAGIC_1_20] {
+            let bytes = table(magic);
+            let table = Pclntab::parse(&bytes, Arch::X86_64).unwrap();
+            assert_eq!((table.function_count(), table.code_end()), (2, Some(80)));
+            assert_eq!([0, 31, 32, 79].map(|offset| table.function_at(offset)), [0, 0, 1, 1].map(Some));
+            let function = table.function(1).unwrap();
+            assert_eq!((function.start, function.end, function.flags), (32, 80, FLAG_TOP_FRAME));
+            assert_eq!(table.name(&function), Some(b"main.work".as_slice()));
+            assert_eq!(table.stack_depths(&function).unwrap().collect::<Vec<_>>(), [(4, 0), (48, 8)]);
+            assert_eq!(table.line(&function, 3), (Some(b"a.go".as_slice()), 10));
+            assert_eq!(table.line(&function, 4), (Some(b"a.go".as_slice()), 11));
+            assert_eq!([0, 4, 8].map(|pc| table.inline_index(&function, pc)), [None, Some(0), None]);
+            assert_eq!(table.inline_tree(&function), Some(64));
+            assert_eq!(table.name_at(3), None, "in the middle of a name");
+        }
+        assert!(Pclntab::parse(&table(MAGIC_1_20), Arch::Aarch64).is_none(), "its instructions have 4 bytes");
+        assert!(Pclntab::parse(&table(0xffff_fffb), Arch::X86_64).is_none(), "Go 1.2 to 1.15");
+    }
+
     proptest! {
+        #[test]
+        fn no_damage_breaks_it(
+            old in any::<bool>(),
+            changes in prop::collection::vec((any::<usize>(), any::<u8>()), 0..8),
+            offset in any::<u32>(),
+        ) {
+            let mut bytes = table(if old { MAGIC_1_18 } else { MAGIC_1_20 });
+            for (at, value) in changes {
+                let at = 8 + at % (bytes.len() - 8);
+                bytes[at] = value;
+            }
+            let Some(table) = Pclntab::parse(&bytes, Arch::X86_64) else { return Ok(()) };
+            let _found = table.function_at(offset);
+            for function in (0..table.function_count().min(9)).filter_map(|index| table.function(index)) {
+                prop_assert!(function.start < function.end);
+                let _name = table.name(&function);
+                let _inlined = (table.inline_index(&function, offset), table.inline_tree(&function));
+                let (file, _line) = table.line(&function, offset % 100);
+                prop_assert!(file.is_none_or(|file| file.len() <= MAX_NAME_BYTES));
+                let depths: Vec<_> = table.stack_depths(&function).into_iter().flatten().collect();
+                prop_assert!(depths.len() <= bytes.len());
+            }
+        }
+
         #[test]
         fn any_bytes_end(bytes in prop::collection::vec(any::<u8>(), 0..200), quantum in 1u32..5) {
             let ends: Vec<u32> = values(&bytes, quantum).map(|(end, _value)| end).collect();

@@ -57,8 +57,9 @@ impl<'a, F: ReadAt> GoRows<'a, F> {
     /// The functions that Go compiled, in ascending order.
     pub(crate) fn spans(&self) -> Vec<Span> {
         let Some(table) = self.module.table() else { return Vec::new() };
+        let code_end = table.code_end().unwrap_or_default();
         let span = |index: usize| {
-            let function = table.function(index)?;
+            let function = table.function(index).filter(|function| function.end <= code_end)?;
             table.stack_depths(&function)?;
             let start = self.module.code.0.checked_add(function.start.into())?;
             let entry = u32::try_from(index).ok().filter(|index| *index < Span::GO)? | Span::GO;
