@@ -51,6 +51,15 @@ fn memory_that_is_mapped_twice() {
     check_made_one(&jit(&lab, &["memfd"]).profile(), "made one");
 }
 
+/// CPython's code keeps no frame pointer on x86_64: it is known by its bytes.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn code_of_cpython() {
+    let Some(lab) = lab() else { return };
+    let profile = jit(&lab, &["python"]).profile();
+    profile.check_chain("jit", &from_main(&["enter_python", "made one", "leaf_one"]), LEAST);
+}
+
 /// The map comes when half of the samples are taken: they have their names, too.
 #[test]
 fn map_that_comes_late() {

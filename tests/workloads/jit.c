@@ -7,6 +7,7 @@
  *   late          the same, with a map that is written when half of the time is over
  *   pipe, link FILE   in place of the map is a FIFO, or a link to FILE
  *   replaced      adds a line whenever the code is replaced
+ *   python        makes it as CPython does, without a frame pointer (on x86_64)
  *   dump FOLDER   tells of it in FOLDER/jit-PID.dump, with time stamps and source lines
  */
 
@@ -108,6 +109,20 @@ static void add_record(const char *name, uint32_t line) {
     write_all(&load, sizeof load);
 }
 
+#ifdef __x86_64__
+/* sub $8, %rsp; call *%rcx; add $8, %rsp; ret: cpython/Python/asm_trampoline.S */
+static const unsigned char trampoline[16] = {0x48, 0x83, 0xec, 0x08, 0xff, 0xd1, 0x48, 0x83, 0xc4, 0x08, 0xc3};
+
+static void fill_with_trampolines(char *page) {
+    for (size_t at = 0; at < 4096; at += sizeof trampoline)
+        memcpy(page + at, trampoline, sizeof trampoline);
+}
+#else
+static void fill_with_trampolines(char *page) { (void)page; }
+#endif
+
+static int calls_by_rcx;
+
 static void make(int from_memfd) {
     char *writable;
     if (from_memfd) {
@@ -122,9 +137,19 @@ static void make(int from_memfd) {
     if (writable == MAP_FAILED || code == MAP_FAILED)
         abort();
     memcpy(writable, bridge_code, sizeof bridge_code);
+    if (calls_by_rcx)
+        fill_with_trampolines(writable);
     __builtin___clear_cache(writable, writable + sizeof bridge_code);
     if (!from_memfd && mprotect(code, 4096, PROT_READ | PROT_EXEC))
         abort();
+}
+
+typedef uint64_t by_rcx(uint64_t x, uint64_t, uint64_t, uint64_t (*callee)(uint64_t));
+
+KEPT uint64_t enter_python(by_rcx *made, uint64_t (*leaf)(uint64_t), uint64_t x) {
+    uint64_t y = made(x, 0, 0, leaf);
+    BARRIER();
+    return y ^ x;
 }
 
 KEPT uint64_t enter(bridge *made, uint64_t (*leaf)(uint64_t), uint64_t x) {
@@ -138,6 +163,9 @@ int main(int argc, char **argv) {
     const char *how = argc > 2 ? argv[2] : "", *file = argc > 3 ? argv[3] : "";
     int replaces = !strcmp(how, "replaced") || !strcmp(how, "dump"), two = 1;
     snprintf(map_path, sizeof map_path, "/tmp/perf-%d.map", getpid());
+#ifdef __x86_64__
+    calls_by_rcx = !strcmp(how, "python");
+#endif
     make(!strcmp(how, "memfd"));
     if (!strcmp(how, "map"))
         copy(file);
@@ -149,7 +177,7 @@ int main(int argc, char **argv) {
         late_at = enough / 2;
     if (!strcmp(how, "dump"))
         open_dump(file);
-    if (!strcmp(how, "map") || !strcmp(how, "memfd") || !strcmp(how, "old"))
+    if (!strcmp(how, "map") || !strcmp(how, "memfd") || !strcmp(how, "old") || !strcmp(how, "python"))
         add_line("made one");
     struct timespec long_ago[2] = {{1, 0}, {1, 0}};
     if (!strcmp(how, "old") && utimensat(AT_FDCWD, map_path, long_ago, 0))
@@ -166,6 +194,10 @@ int main(int argc, char **argv) {
         if (cpu_ms() >= late_at) {
             late_at = UINT64_MAX;
             add_line("made one");
+        }
+        if (calls_by_rcx) {
+            sink = enter_python((by_rcx *)code, leaf_one, sink);
+            continue;
         }
         sink = enter((bridge *)code, replaces && two ? leaf_two : leaf_one, sink);
     }

@@ -16,6 +16,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::process::JitDump;
+use super::trampoline;
 use crate::kernel::Tables;
 use crate::kernel::sideband::{FileId, Mapping};
 use crate::proc_fs;
@@ -137,6 +138,9 @@ pub(crate) struct Executables {
 /// Executable memory that is no file: one table for all, by the frame pointer.
 pub(crate) const ANONYMOUS: FileKey = FileKey(0);
 
+/// Such memory with CPython's trampolines: they have a table of their own.
+pub(super) const TRAMPOLINES: FileKey = FileKey(1);
+
 /// What [`Executables::find`] found.
 pub(crate) enum Found {
     /// A known file.
@@ -152,9 +156,12 @@ pub(crate) enum Found {
 impl Executables {
     pub(crate) fn new() -> Self {
         let mut executables = Self::default();
-        let key = executables.add("[jit]".to_owned(), None, None);
-        if let Some(anonymous) = executables.get_mut(key) {
-            anonymous.generated = true;
+        for key in [ANONYMOUS, TRAMPOLINES] {
+            let added = executables.add("[jit]".to_owned(), None, None);
+            debug_assert_eq!(added, key, "these are the first ones");
+            if let Some(generated) = executables.get_mut(added) {
+                generated.generated = true;
+            }
         }
         executables
     }
@@ -196,7 +203,10 @@ impl Executables {
         match mapping.path.to_str() {
             Some("[vdso]") => return self.find_vdso(),
             Some("[vsyscall]" | "[uprobes]" | "[sigpage]") => return Found::Nothing,
-            _ if mapping.file.inode == 0 => return Found::Known(ANONYMOUS),
+            _ if mapping.file.inode == 0 => {
+                let is_trampoline = trampoline::is_at(pid, mapping.start);
+                return Found::Known(if is_trampoline { TRAMPOLINES } else { ANONYMOUS });
+            }
             _ => {}
         }
         if let Some(&key) = self.by_id.get(&mapping.file)

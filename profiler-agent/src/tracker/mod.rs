@@ -7,6 +7,7 @@ mod process;
 mod rescan;
 mod space;
 mod tables;
+mod trampoline;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -98,7 +99,7 @@ impl Tracker {
             wanted: VecDeque::new(),
             counts: Counts::default(),
         };
-        tracker.place_anonymous_table();
+        tracker.place_tables_of_generated_code();
         tracker
     }
 

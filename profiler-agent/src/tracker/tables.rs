@@ -10,10 +10,10 @@ use profiler_common::range::Range;
 use profiler_common::row::{Row, Rule};
 use profiler_unwind::UnwindTable;
 
-use super::executables::{ANONYMOUS, Unwinding};
+use super::executables::{ANONYMOUS, TRAMPOLINES, Unwinding};
 use super::process::Process;
 use super::space::QUARANTINE;
-use super::{Tracker, WantedTable};
+use super::{Tracker, WantedTable, trampoline};
 use crate::clock;
 use crate::counts::quoted;
 use crate::worker::{FileError, FileKey};
@@ -29,13 +29,16 @@ const RANGES_A_SECOND: u64 = RANGES_PER_CHUNK as u64 / 8;
 const CONFIRM_NS: u64 = 3_000_000_000;
 
 impl Tracker {
-    /// Executable memory without a file has one row: the frame pointer.
-    pub(super) fn place_anonymous_table(&mut self) {
-        let rule = if cfg!(target_arch = "aarch64") { Rule::AARCH64_FRAME_POINTER } else { Rule::X86_64_FRAME_POINTER };
-        let rows = [Row::new(0, rule)];
-        let part = self.placement.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
-        if let (Some(part), Some(executable)) = (part, self.executables.get_mut(ANONYMOUS)) {
-            executable.unwinding = Unwinding::Placed(vec![part]);
+    /// Executable memory without a file has one row: the frame pointer, but in trampolines.
+    pub(super) fn place_tables_of_generated_code(&mut self) {
+        let by_frame_pointer =
+            if cfg!(target_arch = "aarch64") { Rule::AARCH64_FRAME_POINTER } else { Rule::X86_64_FRAME_POINTER };
+        for (key, rule) in [(ANONYMOUS, by_frame_pointer), (TRAMPOLINES, trampoline::RULE)] {
+            let rows = [Row::new(0, rule)];
+            let part = self.placement.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
+            if let (Some(part), Some(executable)) = (part, self.executables.get_mut(key)) {
+                executable.unwinding = Unwinding::Placed(vec![part]);
+            }
         }
     }
 
