@@ -82,6 +82,23 @@ fn command_of(running: &Running, program: &str) -> u32 {
 }
 
 /// Ctrl-C at a terminal goes to the command too.
+/// A terminal and `timeout` signal the whole process group: the workers, too.
+#[test]
+fn workers_outlive_a_signal_to_the_group() {
+    let Some(lab) = lab() else { return };
+    for signal in [Signal::INT, Signal::TERM] {
+        let running = lab.record(&["-F", "499", "-a"]).in_own_group().start();
+        running.wait_until_sampling();
+        let program = Program::start(&lab.workload("cart"), &["500"]);
+        let (status, _nothing) = program.end();
+        assert!(status.success());
+        running.signal_group(signal);
+        let profile = running.profile();
+        assert_eq!(profile.figure("worker_restarts"), 0, "{:?}", profile.quality);
+        assert!(profile.of("cart").iter().any(|stack| stack.holds("cart::shop::checkout")), "no names");
+    }
+}
+
 #[test]
 fn interrupt_of_a_command() {
     let Some(lab) = lab() else { return };
