@@ -1,16 +1,16 @@
 //! Flame graphs, drawn by inferno: an SVG that a browser can zoom and search.
 //!
-//! Orange is the kernel, blue-green what was inlined, the rest are user functions; names are marked as
-//! in [`folded`]. Colours follow from names, so equal functions look equal in every graph. The comment
-//! at the top holds the quality section.
+//! Orange is the kernel, blue-green what was inlined, grey what is missing, the rest are user functions;
+//! names are marked as in [`folded`]. Colours follow from names, so equal functions look equal in every
+//! graph. The comment at the top holds the quality section.
 
 use std::fmt::Write;
 
-use inferno::flamegraph::color::{MultiPalette, Palette};
 use inferno::flamegraph::{Options, from_lines};
 use profiler_model::Profile;
 
 use crate::ExportError;
+use crate::colours::colours;
 use crate::{folded, quality, utc};
 
 /// Characters that fit in one line of 1200 px at the title's 17 px and at the subtitle's 12 px.
@@ -30,8 +30,8 @@ pub fn svg(profile: &Profile) -> Result<Vec<u8>, ExportError> {
     options.title = title(profile);
     options.subtitle = Some(subtitle(profile));
     options.notes = comment(&notes(profile));
-    options.colors = Palette::Multi(MultiPalette::Java);
-    options.hash = true;
+    let mut colours = colours(&lines);
+    options.palette_map = Some(&mut colours);
     options.count_name = "samples".to_owned();
     // The lines are sorted better than inferno would (see `folded`). This mode is the one that takes
     // an order as it is; it draws from the last line to the first.

@@ -15,6 +15,9 @@ use crate::frame::{Mark, UNKNOWN, frames};
 /// callees of `f` would be torn apart by those of `f(int)`.
 const SEPARATOR: char = '\u{1}';
 
+/// How the frame begins that says that callers are missing.
+pub(crate) const INCOMPLETE: &str = "[incomplete: ";
+
 /// A line per stack, in the order of their frames, each ended by a newline.
 #[must_use]
 pub fn text(profile: &Profile) -> String {
@@ -43,7 +46,7 @@ fn stack(profile: &Profile, segments: &[String], sample: &Sample<'_>) -> String 
     let mut stack = root_name(&profile[sample.labels.process]);
     if sample.labels.incomplete() {
         stack.push(SEPARATOR);
-        stack.push_str("[incomplete: ");
+        stack.push_str(INCOMPLETE);
         stack.push_str(sample.labels.stop.name());
         stack.push(']');
     }

@@ -4,6 +4,7 @@
 //! format only takes care of what is special to it.
 #![forbid(unsafe_code)]
 
+mod colours;
 pub mod flamegraph;
 pub mod folded;
 mod format;
