@@ -136,7 +136,7 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
     };
     // After the start: the command keeps the limit that it was given.
     raise_open_files();
-    let (mut session, started_ns) = start(options, launched.as_ref())?;
+    let (mut session, started_ns) = start(options, launched.as_ref()).await?;
     let stopped = wait_for_end(&mut session, options, launched.as_mut(), &mut signals).await?;
     // First of all it stops sampling; the command is told to end while the profile is finished. When
     // there is no profile, there is nothing to wait for either.
@@ -162,13 +162,13 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
 }
 
 /// Begins to sample, lets the command run, and tells when that was (`CLOCK_MONOTONIC`).
-fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
+async fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
     let about = about(title(options), options.frequency);
     let mut session = Session::build(&load_options(options)?, interest(options, launched), about)?;
     if let Some(path) = &options.raw {
         session.keep_raw(std::fs::File::create(path).map_err(RecordError::Raw)?);
     }
-    session.start()?;
+    session.start().await?;
     let started_ns = clock::monotonic().0;
     if let Some(launched) = launched {
         launched.go();

@@ -34,6 +34,9 @@ use crate::{clock, proc_fs};
 /// How often samples are fetched and symbols asked for. Sooner when the kernel says that much waits.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How long sampling waits for the first tables. The largest programs take half of it.
+const PREPARE: Duration = Duration::from_secs(1);
+
 /// Requests that the worker for tables has at once: one in work, one at hand.
 const TABLES_IN_FLIGHT: usize = 2;
 
@@ -124,11 +127,17 @@ impl Session {
         })
     }
 
-    /// Reads what is mapped already and starts sampling.
-    pub(crate) fn start(&mut self) -> Result<(), SessionError> {
+    /// Reads what is mapped already, has the tables of the processes that were asked for built, and
+    /// starts sampling. Stacks deeper than a stack copy would be cut until their table is there.
+    pub(crate) async fn start(&mut self) -> Result<(), SessionError> {
         self.tracker.scan_all();
         self.tracker.publish();
         self.request_tables();
+        let deadline = Instant::now() + PREPARE;
+        while self.tables_worker.pending() > 0 {
+            let Ok(reply) = timeout_at(deadline, self.tables_worker.next_reply()).await else { break };
+            self.answered(reply);
+        }
         self.busy = BusyTime::start();
         self.sampling.start()?;
         Ok(())

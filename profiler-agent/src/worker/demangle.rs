@@ -22,7 +22,9 @@ fn rust(symbol: &str) -> Option<String> {
 fn cpp(symbol: &str) -> Option<String> {
     // cpp_demangle also takes names of C for types: `i` is int.
     let name = symbol.starts_with("_Z").then(|| cpp_demangle::Symbol::new(symbol))?.ok()?;
-    bounded(|out| name.structured_demangle(out, &cpp_demangle::DemangleOptions::new()))
+    // An empty parameter pack leaves its comma behind.
+    let name = bounded(|out| name.structured_demangle(out, &cpp_demangle::DemangleOptions::new()))?;
+    Some(name.replace(", >", ">"))
 }
 
 /// What `write` writes, cut at [`MAX_STRING_BYTES`]; none when it fails by itself.
@@ -64,6 +66,10 @@ mod tests {
             ("_RNvCs1234_7mycrate3foo", "mycrate::foo"),
             ("_ZN5space3fooEibc", "space::foo(int, bool, char)"),
             ("_ZNSt6vectorIiSaIiEE9push_backEOi", "std::vector<int, std::allocator<int> >::push_back(int&&)"),
+            (
+                "_ZN4llvm11PassManagerINS_6ModuleENS_15AnalysisManagerIS1_JEEEJEE3runERS1_RS3_",
+                "llvm::PassManager<llvm::Module, llvm::AnalysisManager<llvm::Module>>::run(llvm::Module&, llvm::AnalysisManager<llvm::Module>&)",
+            ),
             ("main", "main"),
             ("i", "i"),
             ("_Znonsense", "_Znonsense"),

@@ -250,6 +250,8 @@ impl Link {
             .env_clear()
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
+            // Ctrl-C at a terminal, and timeout(1), signal the whole group: the worker is to work on.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| WorkerError::Start { program: program.to_owned(), source })?;

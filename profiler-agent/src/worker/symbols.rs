@@ -60,7 +60,8 @@ impl Symbols {
 /// A file and what was parsed of it.
 struct OpenFile {
     identity: Identity,
-    /// Where to look, in this order, for what the ones before do not know.
+    /// Where to look, in this order, for what the ones before do not know. The last one is the symbol
+    /// table alone.
     sources: Vec<Source<'static>>,
     symbolizer: Symbolizer,
     /// Keeps the path in `sources` valid; declared after what uses it, so dropped after it.
@@ -88,7 +89,7 @@ impl OpenFile {
     fn frames(&self, addresses: &[Svma]) -> Result<Vec<Vec<Frame>>, FileError> {
         let file = Pread { file: &self.file, size_bytes: self.identity.size_bytes };
         let mut found = go::frames(&file, addresses);
-        let mut failure = None;
+        let (mut failure, mut sizeless) = (None, Vec::new());
         for source in &self.sources {
             let missing = |&index: &usize| found[index].is_empty() && addresses[index] < USER_END;
             let indices: Vec<usize> = (0..addresses.len()).filter(missing).collect();
@@ -98,11 +99,22 @@ impl OpenFile {
             let offsets: Vec<u64> = indices.iter().map(|&index| addresses[index].0).collect();
             match self.symbolizer.symbolize(source, Input::VirtOffset(&offsets)) {
                 Ok(symbols) => {
-                    indices.into_iter().zip(symbols).for_each(|(index, symbol)| found[index] = frames_of(&symbol));
+                    for (index, symbol) in indices.into_iter().zip(symbols) {
+                        found[index] = frames_of(&symbol);
+                        sizeless.extend(start_without_size(&symbol).map(|start| (index, start)));
+                    }
                 }
                 Err(error) => failure = Some(error),
             }
         }
+        for (index, start) in sizeless {
+            if profiler_unwind::function_starts(&file, &[addresses[index]]).is_ok_and(|starts| starts[0] > Some(start))
+            {
+                // Another function begins in between (`_init` has no size, and the PLT comes behind it).
+                found[index].clear();
+            }
+        }
+        self.take_linkage_names(addresses, &mut found);
         match failure {
             Some(error) if found.iter().all(Vec::is_empty) => Err(FileError::Corrupt(error.to_string())),
             _ => Ok(found),
@@ -111,6 +123,24 @@ impl OpenFile {
 }
 
 impl OpenFile {
+    /// DWARF without linkage names (rustc's line tables) has bare names, the same for the functions of
+    /// many types: then the symbol table's name counts.
+    fn take_linkage_names(&self, addresses: &[Svma], found: &mut [Vec<Frame>]) {
+        let bare = |frame: &Frame| !frame.file.is_empty() && frame.name == frame.system_name;
+        let bare = |&index: &usize| found[index].last().is_some_and(bare) && addresses[index] < USER_END;
+        let indices: Vec<usize> = (0..addresses.len()).filter(bare).collect();
+        let offsets: Vec<u64> = indices.iter().map(|&index| addresses[index].0).collect();
+        let Some(names_only) = self.sources.last().filter(|_| !indices.is_empty()) else { return };
+        let Ok(symbols) = self.symbolizer.symbolize(names_only, Input::VirtOffset(&offsets)) else { return };
+        for (index, symbol) in indices.into_iter().zip(symbols) {
+            if let (Some(bare), Some(full)) = (found[index].last_mut(), frames_of(&symbol).pop())
+                && full.name != full.system_name
+            {
+                (bare.name, bare.system_name) = (full.name, full.system_name);
+            }
+        }
+    }
+
     /// Tells where the functions start that have no name.
     fn with_starts(&self, addresses: &[Svma], mut frames: Vec<Vec<Frame>>) -> Vec<Vec<Frame>> {
         let nameless: Vec<usize> = (0..frames.len()).filter(|index| frames[*index].is_empty()).collect();
@@ -150,6 +180,12 @@ fn frames_of(symbol: &Symbolized<'_>) -> Vec<Frame> {
     let inner = symbol.inlined.iter().rev();
     let inner = inner.map(|function| frame(&function.name, function.code_info.as_ref(), true));
     inner.chain([frame(&symbol.name, symbol.code_info.as_deref(), false)]).collect()
+}
+
+/// Where the function starts, if its symbol does not say how long it is.
+fn start_without_size(symbol: &Symbolized<'_>) -> Option<Svma> {
+    let Symbolized::Sym(symbol) = symbol else { return None };
+    symbol.size.is_none().then_some(Svma(symbol.addr))
 }
 
 fn frame(symbol: &str, code: Option<&CodeInfo<'_>>, inlined: bool) -> Frame {
