@@ -24,7 +24,7 @@ const DT_RELA: u64 = 7;
 const DT_RELASZ: u64 = 8;
 const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Places that hold a pointer to the table and are looked at.
-const MAX_CANDIDATES: usize = 64;
+const MAX_CANDIDATES: usize = 16;
 /// The table begins at such an address where there are no section headers to tell it.
 const TABLE_ALIGNMENT: usize = 8;
 
@@ -92,9 +92,10 @@ fn table_place(file: &impl ReadAt, elf: &Elf) -> Result<Option<(Svma, FileOffset
     if elf.is_not_go {
         return Ok(None);
     }
+    let mut scan = Scan { file, left_bytes: MAX_SEARCHED_BYTES };
     for segment in elf.segments.iter().filter(|segment| !segment.executable) {
         let begins = |bytes: &[u8]| looks_like_table(bytes, elf.arch);
-        if let Some(distance) = search(file, segment, TABLE_ALIGNMENT, HEADER_BYTES, begins)?.first() {
+        if let Some(distance) = scan.places(segment, (TABLE_ALIGNMENT, HEADER_BYTES), begins)?.first() {
             let (offset, left) = (segment.file_offset.0 + distance, segment.file_size_bytes - distance);
             return Ok(Some((Svma(segment.svma.0 + distance), FileOffset(offset), left.min(MAX_TABLE_BYTES))));
         }
@@ -111,26 +112,34 @@ fn looks_like_table(bytes: &[u8], arch: Arch) -> bool {
         && parts.is_sorted_by(|a, b| a < b)
 }
 
-/// Where in the segment, at multiples of `step` bytes, `matches` holds of what follows; it gets `width`
-/// bytes.
-fn search(
-    file: &impl ReadAt,
-    segment: &Segment,
-    step: usize,
-    width: usize,
-    matches: impl Fn(&[u8]) -> bool,
-) -> Result<Vec<u64>, BuildError> {
-    let length = segment.file_size_bytes.min(MAX_SEARCHED_BYTES);
-    let mut found = Vec::new();
-    for start in (0..length).step_by(BLOCK_BYTES as usize) {
-        let block = (length - start).min(BLOCK_BYTES + width as u64);
-        let offset = FileOffset(segment.file_offset.0.saturating_add(start));
-        let bytes = read_bytes(file, "the program's data", offset, block, BLOCK_BYTES + width as u64)?;
-        let places = (0..bytes.len().min(BLOCK_BYTES as usize)).step_by(step);
-        let places = places.filter(|at| bytes.get(*at..at + width).is_some_and(&matches));
-        found.extend(places.map(|at| start + at as u64).take(MAX_CANDIDATES - found.len()));
+/// Looks through a program's data.
+struct Scan<'a, F> {
+    file: &'a F,
+    /// Bytes that may still be read.
+    left_bytes: u64,
+}
+
+impl<F: ReadAt> Scan<'_, F> {
+    /// Where in the segment, at multiples of `step` bytes, `matches` holds of the next `width` bytes.
+    fn places(
+        &mut self,
+        segment: &Segment,
+        (step, width): (usize, usize),
+        matches: impl Fn(&[u8]) -> bool,
+    ) -> Result<Vec<u64>, BuildError> {
+        let length = segment.file_size_bytes.min(self.left_bytes);
+        self.left_bytes -= length;
+        let mut found = Vec::new();
+        for start in (0..length).step_by(BLOCK_BYTES as usize) {
+            let most = BLOCK_BYTES + width as u64;
+            let offset = FileOffset(segment.file_offset.0.saturating_add(start));
+            let bytes = read_bytes(self.file, "the program's data", offset, (length - start).min(most), most)?;
+            let places = (0..bytes.len().min(BLOCK_BYTES as usize)).step_by(step);
+            let places = places.filter(|at| bytes.get(*at..at + width).is_some_and(&matches));
+            found.extend(places.map(|at| start + at as u64).take(MAX_CANDIDATES - found.len()));
+        }
+        Ok(found)
     }
-    Ok(found)
 }
 
 /// The search for `moduledata`, which begins with a pointer to the table.
@@ -152,8 +161,9 @@ impl<F: ReadAt> Search<'_, F> {
     /// Where the file has the pointers themselves. Data that is written to comes last.
     fn in_place(&self) -> Option<Vec<u64>> {
         let pointer = self.table.0.to_le_bytes();
+        let mut scan = Scan { file: self.file, left_bytes: MAX_SEARCHED_BYTES };
         self.elf.segments.iter().rev().filter(|segment| !segment.executable).find_map(|segment| {
-            let places = search(self.file, segment, 8, 8, |bytes| bytes == pointer).ok()?;
+            let places = scan.places(segment, (8, 8), |bytes| bytes == pointer).ok()?;
             places.into_iter().find_map(|distance| {
                 let offset = FileOffset(segment.file_offset.0.checked_add(distance)?);
                 let length = (MODULE_WORDS * 8) as u64;

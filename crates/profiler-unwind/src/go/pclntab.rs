@@ -176,9 +176,21 @@ impl<'a> Pclntab<'a> {
     /// The node of the function's tree of inlined calls to which the instruction at `offset` into the
     /// function belongs; `None` when it was not inlined.
     pub(super) fn inline_index(&self, function: &Function, offset: u32) -> Option<u32> {
+        u32::try_from(self.inline_indices(function)?.at(offset)?).ok()
+    }
+
+    /// Where in the function the first inlined code is.
+    pub(super) fn first_inlined(&self, function: &Function) -> Option<u32> {
+        let mut start = 0;
+        self.inline_indices(function)?.find_map(|(end, index)| {
+            let from = std::mem::replace(&mut start, end);
+            (index >= 0).then_some(from)
+        })
+    }
+
+    fn inline_indices(&self, function: &Function) -> Option<Values<'a>> {
         let at = function.lists.checked_add(4 * INLINE_INDEX as usize)?;
-        let table = (INLINE_INDEX < function.value_tables).then(|| u32_at(self.bytes, at))??;
-        u32::try_from(self.table(table)?.at(offset)?).ok()
+        self.table((INLINE_INDEX < function.value_tables).then(|| u32_at(self.bytes, at))??)
     }
 
     /// Where the function's tree of inlined calls is, from the start of all such data (`go:func.*`).
@@ -317,7 +329,7 @@ mod tests {
             assert_eq!(table.line(&function, 3), (Some(b"a.go".as_slice()), 10));
             assert_eq!(table.line(&function, 4), (Some(b"a.go".as_slice()), 11));
             assert_eq!([0, 4, 8].map(|pc| table.inline_index(&function, pc)), [None, Some(0), None]);
-            assert_eq!(table.inline_tree(&function), Some(64));
+            assert_eq!((table.first_inlined(&function), table.inline_tree(&function)), (Some(4), Some(64)));
             assert_eq!(table.name_at(3), None, "in the middle of a name");
         }
         assert!(Pclntab::parse(&table(MAGIC_1_20), Arch::Aarch64).is_none(), "its instructions have 4 bytes");

@@ -25,7 +25,8 @@ const CODE_ALIGNMENT: u32 = 64;
 const WORK_FACTOR: u64 = 8;
 
 /// Functions at which stacks begin that do not say so by a flag. `mcall` never returns.
-const OUTERMOST: [&[u8]; 3] = [b"runtime.mcall", b"_rt0_amd64", b"_rt0_amd64_linux"];
+const OUTERMOST: [&[u8]; 5] =
+    [b"runtime.mcall", b"_rt0_amd64", b"_rt0_amd64_linux", b"_rt0_arm64", b"_rt0_arm64_linux"];
 /// Signal handlers say that they are outermost, but the kernel's frame leads on.
 const SIGNAL_HANDLERS: &[u8] = b"runtime.sig";
 /// The signal's return trampoline of programs without cgo: `runtime.sigreturn`, and

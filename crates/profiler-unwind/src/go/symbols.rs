@@ -104,13 +104,8 @@ impl<F: ReadAt> Symbols<'_, F> {
     fn inline_data(&self) -> Option<Svma> {
         let functions = (0..self.table.function_count()).filter_map(|index| self.table.function(index));
         let with_calls = functions.filter(|function| self.table.inline_tree(function).is_some());
-        let tried: Vec<(Function, u32)> = with_calls
-            .filter_map(|function| {
-                let length = function.end - function.start;
-                (0..length).find(|pc| self.table.inline_index(&function, *pc).is_some()).map(|pc| (function, pc))
-            })
-            .take(TRIED_FUNCTIONS)
-            .collect();
+        let inlined = |function| self.table.first_inlined(&function).map(|pc| (function, pc));
+        let tried: Vec<(Function, u32)> = with_calls.take(TRIED_FUNCTIONS).filter_map(inlined).collect();
         let fits = |data: &Svma| tried.iter().all(|(function, pc)| self.inlined_call(function, *pc, *data).is_some());
         self.module.function_data.iter().copied().find(fits)
     }
