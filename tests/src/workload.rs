@@ -57,6 +57,7 @@ pub const WORKLOADS: &[Workload] = &[
     c("chain12", "chain12.c", &[]),
     c("chain12-no-pie", "chain12.c", &["-no-pie", "-fno-pie"]),
     c("chain12-static", "chain12.c", &["-static"]),
+    c("chain12-code", "chain12.c", &["-Wl,-z,noseparate-code"]),
     c("chain12-st-pie", "chain12.c", &["-static-pie", "-fpie"]),
     c("read", "read.c", &[]),
     Workload { name: "shop", source: "shop.cpp", compiler: Compiler::Cxx, flags: &[], libraries: &[] },

@@ -221,6 +221,17 @@ fn many_executables() {
     assert!(right * 100 >= all * 95, "{right} of {all} samples have the chain");
 }
 
+/// A program that was written a moment ago, and whose first segment is code: the kernel's record of its
+/// mapping has the range of the whole image.
+#[test]
+fn executable_that_was_just_built() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = lab.copy("chain12-code", folder.path(), "fresh");
+    let profile = lab.record(&["-F", "499"]).of(&file, &["3"]).profile();
+    check_chain12(&profile, "fresh");
+}
+
 /// A program whose file was removed while it runs.
 #[test]
 fn deleted_executable() {

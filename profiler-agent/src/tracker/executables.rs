@@ -317,14 +317,22 @@ enum Opened {
 /// writes to it, a watchdog device arms a reboot. So only what turned out to be the regular file that
 /// is wanted is opened for more than a look at its inode (`O_PATH`).
 fn open(pid: Pid, mapping: &Mapping) -> Opened {
-    let (start, end) = (mapping.start.0, mapping.end.0);
-    let mapped_in = |thread: Pid| {
-        let link = format!("/proc/{thread}/map_files/{start:x}-{end:x}");
+    let linked = |thread: Pid, start: VirtualAddress, end: VirtualAddress| {
+        let link = format!("/proc/{thread}/map_files/{:x}-{:x}", start.0, end.0);
         let (file, stat) = look_at(rustix::fs::open(link, LOOK, Mode::empty()))?;
         (stat.st_ino == mapping.file.inode).then_some((file, stat))
     };
+    let mapped_in = |thread: Pid| linked(thread, mapping.start, mapping.end);
     let other_thread = || proc_fs::living_thread(pid).filter(|thread| *thread != pid);
-    if let Some((file, stat)) = mapped_in(pid).or_else(|| mapped_in(other_thread()?)) {
+    // The record of a program whose first segment is code has the range of the whole image, which is
+    // mapped first to have the room (`elf_load` in linux/fs/binfmt_elf.c).
+    let by_what_is_left = || {
+        let now = proc_fs::executable_mappings(pid).ok()?;
+        let same = |known: &&Mapping| known.start == mapping.start && known.file.inode == mapping.file.inode;
+        now.iter().find(same).and_then(|known| linked(proc_fs::living_thread(pid)?, known.start, known.end))
+    };
+    let found = mapped_in(pid).or_else(|| mapped_in(other_thread()?)).or_else(by_what_is_left);
+    if let Some((file, stat)) = found {
         return if is_regular(&stat) { reopen(&file) } else { Opened::NoFile };
     }
     let roots = [format!("/proc/{pid}/root"), "/".to_owned()];
