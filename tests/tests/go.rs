@@ -3,11 +3,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
-use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
-use spanflame_tests::system::wait_for;
 use spanflame_tests::{ANY, Lab, Share, Stack, lab, matches};
 
 /// The share of samples that must be right: the program's start and Go's own signals are in the rest.
@@ -41,9 +38,6 @@ const CALLS: [&str; 6] =
 fn goroutines(workload: &str) {
     let Some((lab, _minor)) = go_lab() else { return };
     let program = lab.workload(workload);
-    // What was changed a moment ago is only read if the mapping itself leads to it.
-    let made = fs::metadata(&program).unwrap().modified().unwrap();
-    wait_for("the program to be older", || made.elapsed().is_ok_and(|age| age > Duration::from_secs(4)));
     let profile = lab.record(&OPTIONS).of(&program, &[MS]).profile();
     // Go interrupts what runs for long, by a signal.
     let main = [["runtime.goexit", "runtime.main", "main.main"].as_slice(), &CALLS, &[ANY]].concat();
