@@ -14,7 +14,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A file of the kernel says something that we do not understand.
-    #[error("cannot understand {path}: it says {found:?}")]
+    #[error("cannot understand {path}: it says {found:?}. Please report this, with what `uname -a` says")]
     Unexpected {
         /// The file.
         path: String,
@@ -31,7 +31,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The kernel's type information is damaged or lacks what we need.
-    #[error("cannot use /sys/kernel/btf/vmlinux: {0}")]
+    #[error("cannot use /sys/kernel/btf/vmlinux: {0}. Please report this, with what `uname -a` says")]
     BadBtf(String),
     /// The BPF JIT is off.
     #[error(
@@ -67,7 +67,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A system call on something that we hold failed.
-    #[error("{what} failed: {source}")]
+    #[error("{what} failed: {source}. Is there memory left, and are the limits high enough (ulimit -l -n)?")]
     System {
         /// The operation and its object.
         what: &'static str,
@@ -75,7 +75,9 @@ pub enum KernelError {
         source: io::Error,
     },
     /// A BPF map operation failed.
-    #[error("BPF map {map}: {message}")]
+    #[error(
+        "cannot use BPF map {map}: {message}. Is there memory left, and are the limits high enough (ulimit -l -n)?"
+    )]
     Map {
         /// The map.
         map: &'static str,

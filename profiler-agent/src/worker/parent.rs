@@ -43,10 +43,10 @@ const EXIT_LIMIT: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// No socket pair.
-    #[error("can't make the worker's socket")]
+    #[error("cannot make a worker's socket (is the limit of open files high enough: ulimit -n?)")]
     Socket(#[source] io::Error),
     /// The program did not start.
-    #[error("can't start {program} as the worker")]
+    #[error("cannot start {program} as a worker (is /proc mounted, is the limit of processes high enough: ulimit -u?)")]
     Start {
         /// The program's path.
         program: PathBuf,
