@@ -14,10 +14,16 @@ const LEAST: f64 = 0.99;
 const OPTIONS: [&str; 2] = ["-F", "499"];
 const MS: &str = "4000";
 
-/// Runs a program as the first process of a pid namespace, with a `/tmp` of its own.
+/// Runs a program as the first process of a pid namespace, with a `/tmp` of its own. Of the other one it
+/// sees the folder that it lies in, if it is from there.
 fn apart(lab: &Lab, program: &Path, arguments: &[&str]) -> Running {
-    const SCRIPT: &str = r#"mount -t tmpfs none /tmp && cd /tmp && exec "$@""#;
-    let wrapper = ["--mount", "--pid", "--fork", "sh", "-c", SCRIPT, "sh", program.to_str().unwrap()];
+    const SCRIPT: &str = r#"kept=$1 && shift && mount --bind /tmp /mnt && mount -t tmpfs none /tmp &&
+        if [ "$kept" ]; then mkdir "/tmp/$kept" && mount --bind "/mnt/$kept" "/tmp/$kept"; fi &&
+        cd /tmp && exec "$@""#;
+    let program = program.to_str().unwrap();
+    let in_tmp = |path: &&str| path.strip_prefix("/tmp/")?.split('/').next().map(str::to_owned);
+    let kept = [&[program], arguments].concat().iter().find_map(in_tmp).unwrap_or_default();
+    let wrapper = ["--mount", "--pid", "--fork", "sh", "-c", SCRIPT, "sh", &kept, program];
     lab.record(&OPTIONS).of(Path::new("unshare"), &[&wrapper, arguments].concat())
 }
 
@@ -156,6 +162,8 @@ fn found(name: &str) -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&paths).map(|folder| folder.join(name)).find(|program| program.exists());
     if found.is_none() {
+        let installed = name == "node" && std::env::var("CI").as_deref() == Ok("true");
+        assert!(!installed, "skipped under CI=true: node is not installed");
         eprintln!("skipped: there is no {name} here");
     }
     found
