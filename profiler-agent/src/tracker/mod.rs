@@ -2,6 +2,7 @@
 //! tables, kept true to them.
 
 mod executables;
+mod open;
 mod placement;
 mod process;
 mod rescan;
@@ -26,7 +27,8 @@ use crate::proc_fs;
 use crate::worker::FileKey;
 use profiler_common::counter::Counter;
 
-pub(crate) use self::executables::{Executable, Opening, open_owned, root_of, tmp_in};
+pub(crate) use self::executables::Executable;
+pub(crate) use self::open::{Opening, open_owned, root_of, tmp_in};
 pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedProcess};
 
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
