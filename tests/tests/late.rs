@@ -44,7 +44,8 @@ fn library_loaded_after_the_first_thread_ended() {
     let start = [LIBC, LIBC, "heir"];
     let before = [start.as_slice(), &["outer", "leaf"]].concat();
     let after = [start.as_slice(), &["roomy", "plugin_entry", "plugin_middle", "plugin_leaf"]].concat();
-    profile.check_chains("leaderless", &[&before, &after], 0.98);
+    // Up to a tick passes until the kernel knows the library, and the copy of such a stack is too short.
+    profile.check_chains("leaderless", &[&before, &after], 0.93);
     assert!(profile.share("leaderless", &[&after]).part() > 0.3, "{:?}", profile.share("leaderless", &[&after]));
 }
 
@@ -54,7 +55,8 @@ fn lost_record_of_an_exec() {
     let Some(lab) = lab() else { return };
     let [storm, plugin, next] = ["storm", "libplugin.so", "brief"].map(|name| lab.workload(name));
     let [storm, plugin, next] = [&storm, &plugin, &next].map(|path| path.display());
-    let script = format!("{storm} 3000 {plugin}; exec {next} 5000");
+    // The kernel tells of a loss with the next record that fits, so the storm goes on.
+    let script = format!("{storm} 2000 {plugin}; {storm} 4000 {plugin} & exec {next} 5000");
     let running = lab.record(&["-F", "99"]).of(Path::new("/bin/sh"), &["-c", &script]);
     running.wait_until_sampling();
     let find = |program| descendant(running.pid(), program);
