@@ -107,11 +107,14 @@ impl OpenFile {
                 Err(error) => failure = Some(error),
             }
         }
-        for (index, start) in sizeless {
-            if profiler_unwind::function_starts(&file, &[addresses[index]]).is_ok_and(|starts| starts[0] > Some(start))
-            {
+        if !sizeless.is_empty() {
+            let wanted: Vec<Svma> = sizeless.iter().map(|(index, _start)| addresses[*index]).collect();
+            let stated = profiler_unwind::function_starts(&file, &wanted).unwrap_or_default();
+            for ((index, start), stated) in sizeless.into_iter().zip(stated) {
                 // Another function begins in between (`_init` has no size, and the PLT comes behind it).
-                found[index].clear();
+                if stated > Some(start) {
+                    found[index].clear();
+                }
             }
         }
         self.take_linkage_names(addresses, &mut found);
