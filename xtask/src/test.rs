@@ -74,9 +74,7 @@ fn unit(report: &mut Report) {
     report.step("unit tests", || {
         cargo(&["test", "--quiet", "--no-fail-fast", "--workspace", "--exclude", LOCAL_PACKAGE])
     });
-    for (name, outcome) in ebpf::check() {
-        report.step(name, || outcome);
-    }
+    ebpf::check(report);
 }
 
 /// Built as the user, run as root: cargo itself never runs under sudo, which would leave files of

@@ -47,9 +47,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         return build_and_write(arguments.adopt_toolchain);
     }
     let mut report = Report::default();
-    for (name, outcome) in check() {
-        report.add(name, 0.0, outcome);
-    }
+    check(&mut report);
     report.finish(in_ci())
 }
 
@@ -79,19 +77,19 @@ fn build_and_write(adopt_toolchain: bool) -> Result<()> {
     manifest.write()
 }
 
-/// The checks of the committed objects, each with its name.
-pub(crate) fn check() -> Vec<(&'static str, Outcome)> {
+/// The checks of the committed objects, each a step.
+pub(crate) fn check(report: &mut Report) {
     let manifest = match Manifest::read() {
         Ok(Some(manifest)) => manifest,
-        Ok(None) => return vec![("manifest", Outcome::Failed("there is none: run `cargo xtask ebpf`".to_owned()))],
-        Err(error) => return vec![("manifest", Outcome::Failed(format!("{error:#}")))],
+        Ok(None) => {
+            return report.step("manifest", || Outcome::Failed("there is none: run `cargo xtask ebpf`".to_owned()));
+        }
+        Err(error) => return report.step("manifest", || Outcome::Failed(format!("{error:#}"))),
     };
-    vec![
-        ("kernel objects: sources", check_sources(&manifest).into()),
-        ("kernel objects: bytes and calls", check_objects(&manifest).into()),
-        ("kernel objects: verifier figures", check_figures(&manifest).into()),
-        ("kernel objects: rebuild", rebuild(&manifest)),
-    ]
+    report.step("kernel objects: sources", || check_sources(&manifest).into());
+    report.step("kernel objects: bytes and calls", || check_objects(&manifest).into());
+    report.step("kernel objects: verifier figures", || check_figures(&manifest).into());
+    report.step("kernel objects: rebuild", || rebuild(&manifest));
 }
 
 fn check_sources(manifest: &Manifest) -> Result<()> {
