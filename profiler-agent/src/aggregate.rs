@@ -11,6 +11,7 @@ use profiler_model::{
 
 use crate::kernel_symbols::KernelSymbol;
 use crate::locate::{LocatedFrame, LocatedSample};
+use crate::source_map::SourceMap;
 use crate::symbols::Wanted;
 use crate::tracker::{ALWAYS, Code, Executable, Tracker};
 use crate::worker::{FileKey, Frame, Meaning};
@@ -32,6 +33,7 @@ struct Place {
 /// The profile in the making, and which of its locations still need symbols.
 pub(crate) struct Aggregator {
     pub(crate) profile: Profile,
+    sources: SourceMap,
     /// As many as the profile has.
     mappings: HashMap<Place, (MappingId, Bias)>,
     kernel_mapping: MappingId,
@@ -71,13 +73,14 @@ impl<'a> Names<'a> {
 struct MayCome(bool);
 
 impl Aggregator {
-    pub(crate) fn new(mut profile: Profile) -> Self {
+    pub(crate) fn new(mut profile: Profile, sources: SourceMap) -> Self {
         let path = profile.string("[kernel.kallsyms]");
         let build_id = profile.string("");
         let kernel = kernel_mapping(path, build_id, KERNEL_START, VirtualAddress(u64::MAX));
         let kernel_mapping = profile.mapping(kernel);
         Self {
             profile,
+            sources,
             mappings: HashMap::new(),
             kernel_mapping,
             known: HashSet::new(),
@@ -274,7 +277,7 @@ impl Aggregator {
             let function = Function {
                 name: self.profile.string(&frame.name),
                 system_name: self.profile.string(&frame.system_name),
-                file: self.profile.string(&frame.file),
+                file: self.profile.string(&self.sources.apply(&frame.file)),
                 start_line: 0,
             };
             Line { function: self.profile.function(function), line: frame.line, column: frame.column }

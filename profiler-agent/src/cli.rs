@@ -9,6 +9,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use profiler_model::clean;
 
+use crate::source_map::Rule;
+
 /// A profiler for Linux: samples every thread from the kernel, unwinds without frame pointers, and
 /// answers with a flame graph.
 #[derive(Debug, Parser)]
@@ -80,6 +82,9 @@ pub struct Record {
     /// Write the profile to this file: .svg, .folded or .pb.gz. Repeatable
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<PathBuf>,
+    /// Show source files below FROM as below TO; of several the longest FROM counts. Repeatable
+    #[arg(long, value_name = "FROM=TO")]
+    pub source_map: Vec<Rule>,
     /// Print the hottest functions and the profile's quality as JSON
     #[arg(long)]
     pub json: bool,

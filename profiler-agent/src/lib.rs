@@ -18,6 +18,7 @@ pub mod record;
 mod report;
 mod session;
 mod signals;
+pub mod source_map;
 mod symbols;
 mod tracker;
 mod waiting;

@@ -20,6 +20,7 @@ use crate::output::{Output, OutputError, create_all};
 use crate::report::{self, Progress};
 use crate::session::{Session, SessionError, about, family};
 use crate::signals::Signals;
+use crate::source_map::SourceMap;
 use crate::tracker::Interest;
 use crate::{clock, proc_fs};
 
@@ -164,7 +165,8 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
 /// Begins to sample, lets the command run, and tells when that was (`CLOCK_MONOTONIC`).
 async fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
     let about = about(title(options), options.frequency);
-    let mut session = Session::build(&load_options(options)?, interest(options, launched), about)?;
+    let sources = SourceMap::new(&options.source_map);
+    let mut session = Session::build(&load_options(options)?, interest(options, launched), about, sources)?;
     if let Some(path) = &options.raw {
         session.keep_raw(std::fs::File::create(path).map_err(RecordError::Raw)?);
     }

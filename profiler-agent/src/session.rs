@@ -25,6 +25,7 @@ use crate::kernel::counters::Counters;
 use crate::kernel::sideband::{Sideband, SidebandEvent};
 use crate::kernel::{Kernel, KernelError, LoadOptions, Records, Sampling, Wake};
 use crate::missed::BusyTime;
+use crate::source_map::SourceMap;
 use crate::symbols;
 use crate::tracker::{Interest, Tracker};
 use crate::waiting::Waiting;
@@ -95,7 +96,12 @@ pub(crate) struct Session {
 
 impl Session {
     /// Loads the kernel programs and builds all stages. Nothing is sampled yet.
-    pub(crate) fn build(options: &LoadOptions, interest: Interest, about: About) -> Result<Self, SessionError> {
+    pub(crate) fn build(
+        options: &LoadOptions,
+        interest: Interest,
+        about: About,
+        sources: SourceMap,
+    ) -> Result<Self, SessionError> {
         let program = Path::new("/proc/self/exe");
         let tables_worker = Worker::spawn(Role::Tables, program)?;
         let symbols_worker = Worker::spawn(Role::Symbols, program)?;
@@ -110,7 +116,7 @@ impl Session {
             waiting: Waiting::default(),
             tracker,
             generated: Generated::default(),
-            aggregator: Aggregator::new(Profile::new(about)),
+            aggregator: Aggregator::new(Profile::new(about), sources),
             tables_worker,
             symbols_worker,
             generated_worker: Worker::later(Role::Generated, program),
