@@ -123,7 +123,7 @@ impl Executable {
 pub(crate) struct Executables {
     all: Vec<Executable>,
     by_identity: HashMap<Identity, FileKey>,
-    /// Only files with a generation: others may be another file with the same inode.
+    /// Only numbers that no other file has while that one is open: see [`is_unique`].
     by_id: HashMap<FileId, FileKey>,
     /// Files that can't be opened.
     unreadable: HashMap<FileId, FileKey>,
@@ -230,7 +230,7 @@ impl Executables {
             }
             None => Found::New(self.add(shown_path(mapping), Some(file), Some(identity))),
         };
-        if let (true, Found::Known(key) | Found::New(key)) = (mapping.file.generation != 0, &found) {
+        if let (true, Found::Known(key) | Found::New(key)) = (is_unique(mapping.file), &found) {
             self.by_id.insert(mapping.file, *key);
         }
         found
@@ -276,6 +276,13 @@ impl Executables {
             executable.file = None;
         }
     }
+}
+
+/// Whether no other file has this number while one that has it is open: an inode in use is not given to
+/// another file. Where the kernel tells of no real device (overlayfs, the subvolumes of btrfs) two files
+/// can have the same inode: there only the generation tells them apart.
+const fn is_unique(file: FileId) -> bool {
+    file.device_major != 0 || file.generation != 0
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "every entry costs an open file: 2^32 can't be")]
