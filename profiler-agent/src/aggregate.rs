@@ -168,7 +168,7 @@ impl Aggregator {
         if self.known.insert(location)
             && let Some((code, (_mapping, bias))) = place
         {
-            if tracker.executable(code.file).is_none_or(Executable::is_awaited) {
+            if tracker.executable(code.file).is_none_or(Executable::is_unread) {
                 // What the address means is not known in time: it stays without a name.
                 self.known.remove(&location);
             } else {
@@ -222,7 +222,7 @@ impl Aggregator {
         if self.profile.main_mapping().is_none() && !path.contains(".so") && !path.starts_with('[') {
             self.profile.set_main_mapping(id);
         }
-        if !executable.is_none_or(Executable::is_awaited) {
+        if !executable.is_none_or(Executable::is_unread) {
             self.mappings.insert(place, (id, bias));
         }
         (id, bias)

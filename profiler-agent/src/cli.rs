@@ -79,6 +79,10 @@ pub struct Record {
     #[arg(short = 'F', long, value_name = "HZ", default_value = "99", value_parser = parse_frequency,
           allow_hyphen_values = true)]
     pub frequency: NonZeroU32,
+    /// Memory to make do with, 16M to 64G: a quarter of it is for unwind tables, and at that bound those
+    /// not in use make room
+    #[arg(long, value_name = "BYTES", default_value = "128M", value_parser = parse_memory)]
+    pub memory: u64,
     /// Write the profile to this file: .svg, .folded or .pb.gz. Repeatable
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<PathBuf>,
@@ -152,6 +156,23 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "not a time above 0 and up to 87600h (10 years); examples: 10s, 500ms, 2m, 1h".to_owned())
 }
 
+fn parse_memory(text: &str) -> Result<u64, String> {
+    /// A quarter of it is one chunk of rows, about what a program with its C library needs.
+    const LEAST: u64 = 16 << 20;
+    const MOST: u64 = 64 << 30;
+    let digits = text.trim_end_matches("iB").trim_end_matches(['K', 'M', 'G']);
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        _ => 64,
+    };
+    let bytes = digits.parse().ok().and_then(|number: u64| number.checked_mul(1_u64.checked_shl(shift)?));
+    let bytes = bytes.filter(|bytes| (LEAST..=MOST).contains(bytes));
+    bytes.ok_or_else(|| "not an amount of memory from 16M to 64G; examples: 64M, 1G".to_owned())
+}
+
 /// Prints a line to stderr, for people. Names in it may be whatever a process chose; what a terminal
 /// would obey is replaced.
 pub fn complain(message: &str) {
@@ -200,6 +221,17 @@ mod tests {
         assert_eq!(parse_duration("87600h"), Ok(Duration::from_secs(87_600 * 3600)));
         for bad in ["", "0s", "s", "10 s", "-1s", "1e9s", "10x", "87601h", "99999999999999h", "99999999999999999999h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn amounts_of_memory() {
+        for (text, mebibytes) in [("64M", 64), ("64MiB", 64), ("16777216", 16), ("16384K", 16), ("1G", 1024)] {
+            assert_eq!(parse_memory(text), Ok(mebibytes << 20), "{text}");
+        }
+        for bad in ["", "M", "15M", "65G", "-1M", "1.5G", "64 M", "64MM", "64m", "99999999999999999999", "99999999999G"]
+        {
+            assert!(parse_memory(bad).is_err(), "{bad}");
         }
     }
 

@@ -55,11 +55,11 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
     }
     let located = |frame: u64| {
         let address = lookup_address(frame);
-        LocatedFrame {
-            address,
-            code: process.and_then(|process| process.mapping_at(address, header.time)).copied(),
-            by_frame_pointer: frame & FRAME_BY_FRAME_POINTER != 0,
+        let code = process.and_then(|process| process.mapping_at(address, header.time)).copied();
+        if let Some(executable) = code.and_then(|code| tracker.executable(code.file)) {
+            executable.used_at(header.time);
         }
+        LocatedFrame { address, code, by_frame_pointer: frame & FRAME_BY_FRAME_POINTER != 0 }
     };
     let mut user_frames: Vec<LocatedFrame> = frames.into_iter().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use profiler_common::address::Pid;
+use profiler_common::limits::CHUNK_BYTES;
 use profiler_export::ExportError;
 use profiler_export::top::Top;
 use profiler_model::Profile;
@@ -258,16 +259,17 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
     const LEAST_RING_BYTES: u32 = 4 << 20;
     const MOST_RING_BYTES: u32 = 16 << 20;
     const SIDEBAND_BYTES: usize = 16 << 20;
-    /// 32 MiB: 4 million rows. rustc with its LLVM alone has 2.2 million.
-    const ROW_CHUNKS: u32 = 8;
+    /// The part of all memory that is for unwind rows.
+    const ROWS_SHARE: u64 = 4;
     let cpus = online_cpus()?.len() as u64;
     let quarter_second = cpus * u64::from(options.frequency.get()) * USUAL_RECORD_BYTES / 4;
     let ring_bytes = u32::try_from(quarter_second.next_power_of_two()).unwrap_or(MOST_RING_BYTES);
+    let row_chunks = u32::try_from(options.memory / ROWS_SHARE / CHUNK_BYTES as u64).unwrap_or(u32::MAX);
     Ok(LoadOptions {
         sample_all: options.all,
         follow_children: !options.no_children,
         frequency_hz: options.frequency.get(),
-        row_chunks: ROW_CHUNKS,
+        row_chunks,
         ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),
         sideband_bytes: SIDEBAND_BYTES,
         unwind: !options.no_unwind,

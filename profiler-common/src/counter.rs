@@ -85,8 +85,12 @@ counters! {
     ExecutableCorrupt Event "executable_corrupt";
     /// Executables of a kind that is not unwound: 32-bit ones, those of another architecture.
     ExecutableUnsupported Event "executable_unsupported";
-    /// Executables without a table because the tables' memory is used up.
+    /// Executables without a table because the tables' memory is used up by those in use.
     TablesFull Event "tables_full";
+    /// Tables of executables that made room for others; they are built again when a sample needs them.
+    TablesEvicted Event "tables_evicted";
+    /// Damaged tables in the cache on disk; they were built anew.
+    TableCacheDamaged Event "table_cache_damaged";
     /// Processes with more mappings of code than are noted, or than fit into a range table.
     RangesTruncated Event "ranges_truncated";
     /// Processes whose new range table found no room: the old one is used on.

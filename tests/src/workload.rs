@@ -88,6 +88,7 @@ pub const WORKLOADS: &[Workload] = &[
     c("churn", "churn.c", &[]),
     c("split", "split.c", &[]),
     c("brief", "brief.c", &[]),
+    c("bulky", "bulky.c", &[]),
     c("answer", "answer.c", &[]),
     c("take_event", "take_event.c", &[]),
     c("bystander", "bystander.c", &[]),

@@ -1,5 +1,6 @@
 //! The files that processes run: opened once, their tables built once, shared by all processes.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -39,9 +40,9 @@ pub(crate) struct PlacedPart {
 /// What is known of an executable's unwind table.
 #[derive(Debug)]
 pub(crate) enum Unwinding {
-    /// Nobody needed it yet, or it was given up for want of room when nobody did.
+    /// Nobody needed it yet, or it made room for others.
     Unasked,
-    /// The worker builds it.
+    /// The worker builds it, or it waits for the room that others made.
     Waiting,
     /// The kernel has it.
     Placed(Vec<PlacedPart>),
@@ -69,8 +70,10 @@ pub(crate) struct Executable {
     pub(crate) generated: bool,
     /// Its table once found no room: that was counted.
     pub(crate) lacked_room: bool,
-    /// Rows of its table, whether it is placed or not.
+    /// Rows of its table, whether it is placed or not; 0 before it was built.
     pub(crate) row_count: u64,
+    /// The time of the last sample with a frame in it, or that waited for its table.
+    pub(crate) last_used: Cell<MonotonicNs>,
     /// Since when no process has it mapped.
     pub(crate) idle_since: Option<MonotonicNs>,
     identity: Option<Identity>,
@@ -102,9 +105,24 @@ impl Executable {
         bias_of_mapping(&self.segments, start, file_offset, page_bytes).unwrap_or(Bias(start.0))
     }
 
-    /// Whether its table, and with it what its addresses mean, is yet to come.
+    /// Whether its table is yet to come.
     pub(crate) fn is_awaited(&self) -> bool {
         matches!(self.unwinding, Unwinding::Unasked | Unwinding::Waiting)
+    }
+
+    /// Whether what its addresses mean is yet to come: it does with its first table.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.is_awaited() && self.row_count == 0
+    }
+
+    /// A sample of this time has a frame in it.
+    pub(crate) fn used_at(&self, time: MonotonicNs) {
+        self.last_used.set(self.last_used.get().max(time));
+    }
+
+    /// Whether its table takes rows of its own; generated code shares one.
+    pub(crate) fn has_own_rows(&self) -> bool {
+        matches!(self.unwinding, Unwinding::Placed(_)) && self.row_count > 0
     }
 
     /// The rule for `address`, read from where the kernel reads it.
@@ -169,6 +187,10 @@ impl Executables {
         self.all.get_mut(key.0 as usize)
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (FileKey, &Executable)> {
+        self.all.iter().enumerate().map(|(index, executable)| (key_at(index), executable))
+    }
+
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (FileKey, &mut Executable)> {
         self.all.iter_mut().enumerate().map(|(index, executable)| (key_at(index), executable))
     }
@@ -184,6 +206,7 @@ impl Executables {
             generated: false,
             lacked_room: false,
             row_count: 0,
+            last_used: Cell::new(MonotonicNs(0)),
             idle_since: None,
             identity,
         });
@@ -222,7 +245,8 @@ impl Executables {
                     && known.file.is_none()
                 {
                     known.file = Some(file);
-                    if matches!(known.unwinding, Unwinding::Missing) && known.segments.is_empty() {
+                    let never_read = known.segments.is_empty() || known.row_count > 0;
+                    if matches!(known.unwinding, Unwinding::Missing) && never_read {
                         known.unwinding = Unwinding::Unasked;
                     }
                 }

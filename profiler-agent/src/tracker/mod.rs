@@ -1,6 +1,7 @@
 //! The processes, their mappings and their executables, as the sideband tells; and the kernel's
 //! tables, kept true to them.
 
+mod eviction;
 mod executables;
 mod open;
 mod placement;
@@ -26,6 +27,7 @@ use crate::kernel::{Followed, KernelError, Tables};
 use crate::proc_fs;
 use crate::worker::FileKey;
 use profiler_common::counter::Counter;
+use profiler_unwind::UnwindTable;
 
 pub(crate) use self::executables::Executable;
 pub(crate) use self::open::{Opening, open_owned, root_of, tmp_in};
@@ -83,6 +85,8 @@ pub(crate) struct Tracker {
     rescan_from: MonotonicNs,
     /// The tables to build, in this order.
     wanted: VecDeque<FileKey>,
+    /// Tables that wait for the rows that others gave up for them: no more than are built at once.
+    held: Vec<(FileKey, UnwindTable)>,
     pub(crate) counts: Counts,
 }
 
@@ -99,6 +103,7 @@ impl Tracker {
             gap_since: None,
             rescan_from: ALWAYS,
             wanted: VecDeque::new(),
+            held: Vec::new(),
             counts: Counts::default(),
         };
         tracker.place_tables_of_generated_code();
@@ -184,6 +189,7 @@ impl Tracker {
         if self.gap_since.is_some() && until >= self.rescan_from {
             self.catch_up(events);
         }
+        self.place_held();
         self.publish();
     }
 
@@ -292,7 +298,7 @@ impl Tracker {
         let key = match self.executables.find(pid, mapping) {
             Found::Known(key) => key,
             Found::New(key) => {
-                if eager {
+                if eager && self.has_room_in_advance() {
                     self.ask(key);
                 }
                 key
@@ -348,15 +354,16 @@ impl Tracker {
         }
         let used: HashSet<FileKey> = self.processes.values().flat_map(Process::files).collect();
         let mut closed = Vec::new();
-        let mut free_rows = self.placement.free_rows();
+        let lacks = |(_key, known): (FileKey, &Executable)| matches!(known.unwinding, Unwinding::NoRoom { .. });
+        let mut room = if self.executables.iter().any(lacks) { self.rows_to_be_had(now) } else { 0 };
         for (key, executable) in self.executables.iter_mut() {
             if used.contains(&key) {
                 executable.idle_since = None;
                 if let Unwinding::NoRoom { retry_from } = executable.unwinding
                     && retry_from <= now
-                    && let Some(rest) = free_rows.checked_sub(executable.row_count)
+                    && let Some(rest) = room.checked_sub(executable.row_count)
                 {
-                    free_rows = rest;
+                    room = rest;
                     executable.unwinding = Unwinding::Unasked;
                 }
             } else if over(*executable.idle_since.get_or_insert(now)) && executable.file.is_some() {

@@ -48,8 +48,25 @@ impl Placement {
         }
     }
 
+    /// Gives rows back that never were in a range.
+    pub(crate) fn give_back_rows(&mut self, parts: &[PlacedPart]) {
+        for part in parts {
+            self.rows.give_back(part.first_row, part.extent.count());
+        }
+    }
+
     pub(crate) fn free_rows(&self) -> u64 {
         self.rows.free()
+    }
+
+    /// Rows that are free after the quarantine.
+    pub(crate) fn rows_in_quarantine(&self) -> u64 {
+        self.rows.in_quarantine()
+    }
+
+    /// Rows in all.
+    pub(crate) fn row_capacity(&self) -> u64 {
+        self.tables.row_capacity() as u64
     }
 
     /// Makes the kernel unwind the process with these ranges; without any it forgets the process.

@@ -281,6 +281,11 @@ impl Process {
         self.live.values()
     }
 
+    /// Whether it has a file mapped now.
+    pub(crate) fn maps(&self, file: FileKey) -> bool {
+        self.live.values().any(|mapping| mapping.file == file)
+    }
+
     /// The files that are or were a moment ago mapped.
     pub(crate) fn files(&self) -> impl Iterator<Item = FileKey> {
         self.live.values().chain(&self.past).map(|mapping| mapping.file)

@@ -74,6 +74,11 @@ impl Space {
     pub(crate) fn free(&self) -> u64 {
         self.free.values().map(|length| u64::from(*length)).sum()
     }
+
+    /// Entries that were released and are not free yet.
+    pub(crate) fn in_quarantine(&self) -> u64 {
+        self.quarantine.iter().map(|(_since, _start, length)| u64::from(*length)).sum()
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +97,7 @@ mod tests {
         space.release(START, b, 6);
         space.release(START, a, 4);
         space.expire(MonotonicNs(LATER.0 - 1));
-        assert_eq!(space.take(1), None);
+        assert_eq!((space.take(1), space.free(), space.in_quarantine()), (None, 0, 10));
         space.expire(LATER);
         assert_eq!(space.take(10), Some(0));
     }

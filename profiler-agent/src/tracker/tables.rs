@@ -18,9 +18,6 @@ use crate::clock;
 use crate::counts::quoted;
 use crate::worker::{FileError, FileKey};
 
-/// How long a table that found no room is not tried again: longer than released rows are left alone.
-const NO_ROOM_NS: u64 = 5_000_000_000;
-
 /// Ranges that one process may have in quarantine, about: an eighth of all. One that changes its code all
 /// the time is published less often.
 const RANGES_A_SECOND: u64 = RANGES_PER_CHUNK as u64 / 8;
@@ -42,8 +39,11 @@ impl Tracker {
         }
     }
 
-    /// The next table to build.
+    /// The next table to build; none while one that is built waits for room.
     pub(crate) fn take_wanted(&mut self) -> Option<WantedTable> {
+        if !self.held.is_empty() {
+            return None;
+        }
         while let Some(key) = self.wanted.pop_front() {
             let Some(executable) = self.executables.get_mut(key) else { continue };
             if let Some(file) = &executable.file {
@@ -57,6 +57,9 @@ impl Tracker {
     /// Samples wait for this table: it is built before others.
     pub(crate) fn demand(&mut self, key: FileKey) {
         self.ask(key);
+        if let Some(executable) = self.executables.get(key) {
+            executable.used_at(clock::monotonic());
+        }
         if let Some(at) = self.wanted.iter().position(|wanted| *wanted == key) {
             self.wanted.remove(at);
             self.wanted.push_front(key);
@@ -80,25 +83,29 @@ impl Tracker {
     /// Takes in the table of an executable, or the reason why there is none.
     pub(crate) fn table_built(&mut self, key: FileKey, result: Result<UnwindTable, FileError>) {
         self.note_damage(key, &result);
-        let unwinding = match &result {
-            Ok(table) => self.place_table(table),
-            Err(FileError::NotElf) => self.anonymous_parts(),
-            Err(_) => Unwinding::Missing,
-        };
+        let Some(executable) = self.executables.get_mut(key) else { return };
+        executable.generated |= matches!(result, Err(FileError::NotElf));
+        match result {
+            Ok(mut table) => {
+                executable.build_id = hex(table.build_id.as_deref().unwrap_or_default());
+                executable.row_count = table.row_count() as u64;
+                executable.segments = std::mem::take(&mut table.segments);
+                self.make_room(key, table);
+            }
+            Err(FileError::NotElf) => self.unwind_with(key, self.anonymous_parts()),
+            Err(_) => self.unwind_with(key, Unwinding::Missing),
+        }
+    }
+
+    /// Tells the kernel how this executable is unwound from now on.
+    pub(super) fn unwind_with(&mut self, key: FileKey, unwinding: Unwinding) {
         let Some(executable) = self.executables.get_mut(key) else { return };
         if matches!(unwinding, Unwinding::NoRoom { .. }) && !std::mem::replace(&mut executable.lacked_room, true) {
             self.counts.add(Counter::TablesFull, 1);
         }
         executable.unwinding = unwinding;
-        executable.generated |= matches!(result, Err(FileError::NotElf));
-        if let Ok(table) = result {
-            executable.build_id = hex(table.build_id.as_deref().unwrap_or_default());
-            executable.row_count = table.row_count() as u64;
-            executable.segments = table.segments;
-        }
         for process in self.processes.values_mut() {
-            let maps_it = process.live().any(|mapping| mapping.file == key);
-            process.dirty |= maps_it;
+            process.dirty |= process.maps(key);
         }
         self.publish();
     }
@@ -141,46 +148,6 @@ impl Tracker {
             Some(Unwinding::Placed(parts)) => Unwinding::Placed(parts.clone()),
             _ => Unwinding::Missing,
         }
-    }
-
-    fn place_table(&mut self, table: &UnwindTable) -> Unwinding {
-        if table.row_count() as u64 > self.placement.free_rows() {
-            self.evict();
-        }
-        if table.row_count() as u64 > self.placement.free_rows() {
-            return no_room();
-        }
-        let mut placed = Vec::with_capacity(table.parts.len());
-        for part in &table.parts {
-            let (start, length) = (part.start, part.end.0 - part.start.0);
-            let place = self.placement.place(start, length, &part.rows).or_else(|| {
-                self.evict();
-                self.placement.place(start, length, &part.rows)
-            });
-            match place {
-                Some(part) => placed.push(part),
-                None => {
-                    self.placement.release_rows(&placed, clock::monotonic());
-                    return no_room();
-                }
-            }
-        }
-        Unwinding::Placed(placed)
-    }
-
-    /// Gives up all tables of executables that nobody maps. Their rows are free after quarantine.
-    fn evict(&mut self) {
-        let mut released = Vec::new();
-        for (key, executable) in self.executables.iter_mut() {
-            if key == ANONYMOUS || executable.idle_since.is_none() || executable.segments.is_empty() {
-                continue;
-            }
-            if let Unwinding::Placed(parts) = &mut executable.unwinding {
-                released.append(parts);
-                executable.unwinding = Unwinding::Unasked;
-            }
-        }
-        self.placement.release_rows(&released, clock::monotonic());
     }
 
     /// Writes the ranges of every process that changed.
@@ -257,11 +224,6 @@ impl Tracker {
         ranges.sort_unstable_by_key(|range| range.start);
         (ranges, whole)
     }
-}
-
-/// Not before what was given up for it is free.
-fn no_room() -> Unwinding {
-    Unwinding::NoRoom { retry_from: MonotonicNs(clock::monotonic().0 + NO_ROOM_NS) }
 }
 
 fn hex(bytes: &[u8]) -> String {
