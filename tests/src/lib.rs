@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a harness: what goes wrong fails the test")]
 
+pub mod kind;
 mod lab;
 mod pprof;
 mod profile;
@@ -19,7 +20,7 @@ pub use lab::{Lab, lab};
 pub use pprof::Pprof;
 pub use profile::{Profile, Share};
 pub use record::{Ended, Record, Running};
-pub use stack::{ANY, LIBC, READ, Stack, matches, parse};
+pub use stack::{ANY, CLOCK, LIBC, ONE, READ, Stack, begins, matches, parse};
 pub use workload::{Compiler, WORKLOADS, Workload};
 
 /// The root of a C program without threads: what stands above `main`.

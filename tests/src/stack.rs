@@ -1,12 +1,18 @@
 //! Folded stacks, and whether one is the expected chain.
 
 /// In a chain: a frame of the C library that calls code of the program (at the start of the process
-/// or of a thread, and around a signal handler). Its name depends on the library's version and on
+/// of a thread or of a context, and around a signal handler). Its name depends on the library's version and on
 /// whether its debug file is installed.
 pub const LIBC: &str = "<libc>";
 
 /// In a chain: any number of frames.
 pub const ANY: &str = "<any frames>";
+
+/// In a chain: one frame of any name.
+pub const ONE: &str = "<any frame>";
+
+/// In a chain: the C library's `clock_gettime`; the vDSO's may follow.
+pub const CLOCK: &str = "<libc clock_gettime>";
 
 /// In a chain: the C library's `read`.
 pub const READ: &str = "<libc read>";
@@ -75,9 +81,22 @@ pub fn matches(frames: &[String], chain: &[&str]) -> bool {
     frames.split_first().is_some_and(|(frame, frames)| stands_for(wanted, frame) && matches(frames, chain))
 }
 
+/// Whether frames are a chain from its root on, or its beginning.
+#[must_use]
+pub fn begins(frames: &[String], chain: &[impl AsRef<str>]) -> bool {
+    let Some((wanted, chain)) = chain.split_first() else { return frames.is_empty() };
+    if wanted.as_ref() == ANY {
+        return (0..=frames.len()).any(|skipped| begins(&frames[skipped..], chain));
+    }
+    let Some((frame, frames)) = frames.split_first() else { return true };
+    stands_for(wanted.as_ref(), frame) && begins(frames, chain)
+}
+
 fn stands_for(wanted: &str, frame: &str) -> bool {
     match wanted {
-        LIBC => ["__libc_start", "libc.so.6+0x", "__clone", "clone", "start_thread"]
+        ONE => true,
+        CLOCK => ["clock_gettime", "__clock_gettime", "__GI___clock_gettime"].contains(&frame),
+        LIBC => ["__libc_start", "libc.so.6+0x", "__clone", "clone", "start_thread", "__restore_rt", "__start_context"]
             .iter()
             .any(|name| frame.starts_with(name)),
         READ => ["read", "__read", "__libc_read", "__GI___libc_read", "__GI___read"].contains(&frame),
@@ -103,6 +122,21 @@ mod tests {
         for bad in ["no number", "p;k_[k];user 3", "p;f x1"] {
             assert!(stack(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_beginning_is_no_other_chain() {
+        let begins = |frames: &str, chain: &[&str]| {
+            begins(&frames.split_terminator(';').map(str::to_owned).collect::<Vec<_>>(), chain)
+        };
+        let chain = ["main", "a", ONE, "b"];
+        for right in ["", "main", "main;a", "main;a;x", "main;a;x;b"] {
+            assert!(begins(right, &chain), "{right}");
+        }
+        for wrong in ["a", "main;b", "main;a;x;c", "main;a;x;b;b"] {
+            assert!(!begins(wrong, &chain), "{wrong}");
+        }
+        assert!(begins("main;x;y;b", &["main", ANY, "b"]) && !begins("a;b", &["main", ANY]));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub enum Compiler {
     C,
     /// g++.
     Cxx,
+    /// gcc with musl.
+    Musl,
     /// rustc with its default linker.
     Rust,
     /// Go's, with cgo.
@@ -38,6 +40,18 @@ const fn c(name: &'static str, source: &'static str, flags: &'static [&'static s
     Workload { name, source, compiler: Compiler::C, flags, libraries: &[] }
 }
 
+const fn cxx(name: &'static str, source: &'static str, flags: &'static [&'static str]) -> Workload {
+    Workload { name, source, compiler: Compiler::Cxx, flags, libraries: &[] }
+}
+
+const fn musl(name: &'static str, flags: &'static [&'static str]) -> Workload {
+    Workload { name, source: "brief.c", compiler: Compiler::Musl, flags, libraries: &[] }
+}
+
+const fn stubs(name: &'static str, flags: &'static [&'static str]) -> Workload {
+    Workload { name, source: "stubs.c", compiler: Compiler::C, flags, libraries: &["libtarget.so"] }
+}
+
 const fn through(name: &'static str, flags: &'static [&'static str], libraries: &'static [&'static str]) -> Workload {
     Workload { name, source: "through_bare.c", compiler: Compiler::C, flags, libraries }
 }
@@ -52,6 +66,8 @@ const fn go(name: &'static str, source: &'static str, flags: &'static [&'static 
 
 const NO_TABLES: &str = "-fno-asynchronous-unwind-tables";
 const FRAME_POINTERS: &str = "-fno-omit-frame-pointer";
+/// 12 GiB from the rest.
+const FAR: &str = "-Wl,--section-start=.far=0x300000000";
 /// All workloads. A name is a command's name too: 15 characters at most.
 pub const WORKLOADS: &[Workload] = &[
     c("chain12", "chain12.c", &[]),
@@ -60,9 +76,10 @@ pub const WORKLOADS: &[Workload] = &[
     c("chain12-code", "chain12.c", &["-Wl,-z,noseparate-code"]),
     c("chain12-st-pie", "chain12.c", &["-static-pie", "-fpie"]),
     c("read", "read.c", &[]),
-    Workload { name: "shop", source: "shop.cpp", compiler: Compiler::Cxx, flags: &[], libraries: &[] },
+    cxx("shop", "shop.cpp", &[]),
     rust("cart", "cart.rs", &[]),
     rust("cart-abort", "cart.rs", &["-Cpanic=abort"]),
+    rust("cart-fp", "cart.rs", &["-Cpanic=abort", "-Cforce-unwind-tables=no", "-Cforce-frame-pointers=yes"]),
     c("threads", "threads.c", &["-pthread"]),
     c("libplugin.so", "plugin.c", &["-shared", "-fpic"]),
     c("host", "host.c", &[]),
@@ -71,6 +88,7 @@ pub const WORKLOADS: &[Workload] = &[
     c("family", "family.c", &[]),
     c("inlined", "inlined.c", &["-g"]),
     c("frames", "frames.c", &[]),
+    c("frames-realign", "frames.c", &["-mstackrealign", "-mavx"]),
     c("deep", "deep.c", &[]),
     c("handler", "handler.c", &[]),
     c("noreturn", "noreturn.c", &[]),
@@ -81,6 +99,32 @@ pub const WORKLOADS: &[Workload] = &[
     c("libwithoutfp.so", "bare.c", &["-shared", "-fpic", NO_TABLES]),
     through("bare-no-fp", &[], &["libwithoutfp.so"]),
     through("bare-live-fp", &["-DFRAME_POINTER_IN_USE"], &["libwithoutfp.so"]),
+    musl("musl", &[]),
+    musl("musl-static", &["-static"]),
+    musl("musl-st-pie", &["-static-pie", "-fpie"]),
+    c("stripped", "brief.c", &["-s"]),
+    c("brief-static", "brief.c", &["-static"]),
+    c("static-stripped", "brief.c", &["-static", "-s"]),
+    c("brief-st-pie", "brief.c", &["-static-pie", "-fpie"]),
+    c("st-pie-stripped", "brief.c", &["-static-pie", "-fpie", "-s"]),
+    c("debug-frame", "brief.c", &["-g", NO_TABLES]),
+    c("cet", "brief.c", &["-fcf-protection=full"]),
+    c("cold", "cold.c", &[]),
+    c("far", "far.c", &["-g", NO_TABLES, "-no-pie", "-fno-pie", "-mcmodel=large", FAR]),
+    c("alarms", "alarms.c", &[]),
+    c("alarms-other", "alarms.c", &[]),
+    c("contexts", "contexts.c", &[]),
+    c("switches", "switches.c", &[]),
+    c("registers", "registers.c", &[]),
+    c("clock", "clock.c", &[]),
+    c("strings", "strings.c", &[]),
+    c("crypto", "crypto.c", &[]),
+    c("libtarget.so", "target.c", &["-shared", "-fpic"]),
+    stubs("stubs", &["-Wl,-z,lazy"]),
+    stubs("stubs-now", &["-Wl,-z,now"]),
+    stubs("stubs-cet", &["-fcf-protection=full", "-Wl,-z,lazy", "-Wl,-z,ibtplt"]),
+    cxx("thrower", "thrower.cpp", &[]),
+    cxx("thrower-static", "thrower.cpp", &["-static"]),
     c("generated", "generated.c", &[]),
     c("jit", "jit.c", &[]),
     c("leaderless", "leaderless.c", &["-pthread"]),
@@ -126,6 +170,7 @@ fn compile(workload: &Workload, source: &Path, file: &Path) -> Command {
         // Functions that do the same stay two.
         Compiler::C => ("gcc", &["-O2", "-fomit-frame-pointer", "-fno-ipa-icf"]),
         Compiler::Cxx => ("g++", &["-O2", "-fomit-frame-pointer", "-fno-ipa-icf", "-std=c++17"]),
+        Compiler::Musl => ("musl-gcc", &["-O2", "-fomit-frame-pointer", "-fno-ipa-icf"]),
         Compiler::Rust => ("rustc", &["--edition=2024", "-Copt-level=3", "-Cforce-frame-pointers=no", "-Cdebuginfo=0"]),
         Compiler::Go => ("go", &["build"]),
     };

@@ -40,8 +40,9 @@ chains! {
          "unsigned long shop::total<unsigned long>(shop::tax::Rule const*, unsigned long)",
          "shop::tax::Flat<unsigned long, 7>::apply(unsigned long) const"];
     frames_of_every_shape: "frames" ["4000"]
-        ["with_array", "with_alloca", "aligned_and_variable", "aligned_frame", "big_frame", "long_code", "leaf"]
-        ["with_array", "with_alloca", "aligned_and_variable", "aligned_frame", "big_frame", "long_code"];
+        ["leaf"]
+        ["with_array", "with_alloca", "aligned_and_variable", "realigned", "aligned_frame", "big_frame", "long_code", "leaf"]
+        ["with_array", "with_alloca", "aligned_and_variable", "realigned", "aligned_frame", "big_frame", "long_code"];
     /// The return address of such a call is in the next function.
     call_at_the_end_of_a_function: "noreturn" ["4000"]
         ["caller", "last_call", "endless", "leaf"];
@@ -152,7 +153,7 @@ fn exec_in_the_same_process() {
 #[test]
 fn deep_recursion() {
     let Some(lab) = lab() else { return };
-    for depth in [60, 250, 950] {
+    for depth in [60, 250, 985] {
         let profile = lab.record(&OPTIONS).of(&lab.workload("deep"), &["2500", &depth.to_string()]).profile();
         let before = from_main(&["leaf"]);
         let chain = [from_main(&["deeper"]).as_slice(), &vec!["deeper"; depth - 1], &["leaf"]].concat();

@@ -62,6 +62,8 @@ const PACKAGES: &[Package] = &[
     Package { name: "libc6-dev", probe: File("/usr/include/stdlib.h"), purposes: &[Demo, Test, Ebpf, Vm] },
     // The workloads with known stacks are C and C++.
     Package { name: "g++", probe: Program("c++"), purposes: &[Test] },
+    // Some of them with another C library.
+    Package { name: "musl-tools", probe: Program("musl-gcc"), purposes: &[Test] },
     // rustup fetches over HTTPS.
     Package { name: "ca-certificates", probe: File("/etc/ssl/certs/ca-certificates.crt"), purposes: &[Test, Ebpf, Vm] },
     Package { name: "git", probe: Program("git"), purposes: &[Test] },

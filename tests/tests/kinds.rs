@@ -1,0 +1,146 @@
+//! Every kind of stack: how programs are built, and how their frames are. Each sample is judged: no
+//! caller is wrong, and nearly all chains are complete.
+
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use object::{Object as _, ObjectSymbol as _};
+use spanflame_tests::kind::{Kind, check_all};
+use spanflame_tests::{ANY, CLOCK, LIBC, Lab, ONE, lab};
+
+/// CPU time of each program. Many run side by side.
+const CPU_MS: u32 = 800;
+const OPTIONS: [&str; 2] = ["-F", "999"];
+
+const BRIEF: &[&[&str]] = &[&["outer", "inner", "leaf"]];
+
+/// A stripped program: its functions go by their addresses, which those of its twin tell.
+fn stripped(lab: &Lab, workload: &'static str, twin: &str) -> Kind {
+    let bytes = fs::read(lab.workload(twin)).unwrap();
+    let file = object::File::parse(&*bytes).unwrap();
+    let functions = file.symbols().filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.size() > 0);
+    let functions = functions.map(|symbol| (symbol.address(), (symbol.name().unwrap().to_owned(), symbol.size())));
+    let functions: BTreeMap<_, _> = functions.collect();
+    let rename = move |frame: &str| {
+        let address = u64::from_str_radix(frame.strip_prefix(workload)?.strip_prefix("+0x")?, 16).ok()?;
+        let (start, (name, size)) = functions.range(..=address).next_back()?;
+        (address - start < *size).then(|| name.clone())
+    };
+    Kind::new(workload, CPU_MS, BRIEF).renamed(rename)
+}
+
+/// With musl, which has no unwind tables: the callers of `main` are not known.
+fn musl(workload: &'static str) -> Kind {
+    Kind::new(workload, CPU_MS, &[])
+        .cut("no_frame_pointer", &[ONE, "main", "outer", "inner", "leaf"])
+        .cut("no_frame_pointer", &[CLOCK, ANY])
+}
+
+#[test]
+fn builds() {
+    let Some(lab) = lab() else { return };
+    let kinds = [
+        Kind::new("brief-static", CPU_MS, BRIEF),
+        Kind::new("brief-st-pie", CPU_MS, BRIEF),
+        stripped(&lab, "stripped", "brief"),
+        stripped(&lab, "static-stripped", "brief-static"),
+        stripped(&lab, "st-pie-stripped", "brief-st-pie"),
+        Kind::new("debug-frame", CPU_MS, BRIEF),
+        Kind::new("cet", CPU_MS, BRIEF),
+        Kind::new(
+            "cold",
+            CPU_MS,
+            &[
+                &["caller", "in_two_parts"],
+                &["caller", "in_two_parts.cold", "leaf"],
+                &["caller", "in_two_parts.cold", "rarely_called"],
+            ],
+        ),
+        Kind::new("far", CPU_MS, &[&["caller", "far_outer", "far_inner", "leaf"]]),
+        musl("musl"),
+        musl("musl-static"),
+        musl("musl-st-pie"),
+    ];
+    let profile = check_all(&lab, &OPTIONS, &kinds);
+    let cold =
+        profile.of("cold").iter().filter(|stack| stack.user.last().is_some_and(|name| name.ends_with(".cold"))).count();
+    assert!(cold > 0, "no sample hit the cold part itself");
+}
+
+const HANDLER: [&str; 4] = [LIBC, "on_signal", "handler_outer", "handler_leaf"];
+
+/// A signal came at any instruction of these functions.
+fn alarms(workload: &'static str) -> Kind {
+    let work = ["caller", "aligned", "variable", "saving", "leaf"];
+    let handling = (0..=work.len()).map(|depth| [&work[..depth], &HANDLER].concat());
+    let asking = [[CLOCK].as_slice(), &[CLOCK, CLOCK]].map(|asking| [asking, &HANDLER].concat());
+    let chains: Vec<_> = handling.chain(asking).chain([work.to_vec()]).collect();
+    Kind::new(workload, CPU_MS, &chains.iter().map(Vec::as_slice).collect::<Vec<_>>())
+}
+
+/// Many calls go through the table: samples hit it, too.
+fn stubs(workload: &'static str) -> Kind {
+    Kind::new(workload, CPU_MS, &[&["caller", ONE]])
+}
+
+#[test]
+fn frames() {
+    let Some(lab) = lab() else { return };
+    let shapes = [
+        "with_array",
+        "with_alloca",
+        "aligned_and_variable",
+        "realigned",
+        "aligned_frame",
+        "big_frame",
+        "long_code",
+        "leaf",
+    ];
+    let registers = ["rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11"];
+    let registers = registers.map(|name| [format!("with_{name}"), format!("in_{name}")]);
+    let mut in_registers: Vec<Vec<&str>> =
+        registers.iter().map(|chain| chain.iter().map(String::as_str).collect()).collect();
+    in_registers.extend([vec!["with_known", "known", "leaf"], vec!["with_strange", "strange"]]);
+    let in_registers: Vec<_> = in_registers.iter().map(Vec::as_slice).collect();
+    let kinds = [
+        Kind::new("frames-realign", 2 * CPU_MS, &[&["leaf"], &shapes]),
+        Kind::new("registers", 2 * CPU_MS, &in_registers).cut("unsupported_cfi", &["strange", "leaf"]),
+        stubs("stubs"),
+        stubs("stubs-now"),
+        stubs("stubs-cet"),
+        Kind::new("clock", CPU_MS, &[&["caller", "ask", CLOCK, ANY]]),
+        Kind::new(
+            "strings",
+            CPU_MS,
+            &["copy", "measure", "find", "compare", "fill"]
+                .map(|name| [name, ONE])
+                .each_ref()
+                .map(|chain| chain.as_slice()),
+        ),
+        alarms("alarms"),
+        alarms("alarms-other").argument("altstack"),
+        Kind::new("contexts", CPU_MS, &[&["in_first", "leaf"], &["swapcontext"]])
+            .chain(&[LIBC, "ping_body", "in_ping", "leaf"])
+            .chain(&[LIBC, "ping_body", "swapcontext"])
+            .chain(&[LIBC, "pong_body", "in_pong", "leaf"])
+            .chain(&[LIBC, "pong_body", "swapcontext"]),
+        Kind::new("switches", CPU_MS, &[&["in_first", "leaf"], &["go_inside"]])
+            .cut("no_frame_pointer", &["switch_stacks"])
+            .cut("no_frame_pointer", &["coroutine_entry", "body", "in_coroutine", "leaf"])
+            .cut("no_frame_pointer", &["coroutine_entry", "body", "go_outside"]),
+    ];
+    let profile = check_all(&lab, &OPTIONS, &kinds);
+    for stubs in ["stubs", "stubs-now", "stubs-cet"] {
+        let in_stub = |name: &String| name.starts_with(&format!("{stubs}+0x"));
+        let hits: u64 = profile
+            .of(stubs)
+            .iter()
+            .filter(|stack| stack.user.last().is_some_and(in_stub))
+            .map(|stack| stack.samples)
+            .sum();
+        assert!(hits > 0, "{stubs}: no sample hit a stub itself");
+    }
+}
