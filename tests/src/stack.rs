@@ -25,7 +25,7 @@ pub struct Stack {
     /// Why callers are missing, if they are.
     pub incomplete: Option<String>,
     /// The user frames, the outermost first; inlined ones end in `_[i]`, those found by the frame
-    /// pointer in `_[f]`.
+    /// pointer in `_[f]`, leaves whose caller may be missing in `_[?]`.
     pub user: Vec<String>,
     /// The kernel frames below them; they end in `_[k]`.
     pub kernel: Vec<String>,

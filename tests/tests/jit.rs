@@ -176,7 +176,8 @@ fn source(name: &str) -> String {
 
 /// Of the samples in `fib` nearly all have whole stacks and names for all their frames.
 fn check_fib(profile: &Profile, is_fib: impl Fn(&str) -> bool) {
-    let in_fib = |stack: &&Stack| stack.user.iter().any(|frame| is_fib(frame.trim_end_matches("_[f]")));
+    let in_fib =
+        |stack: &&Stack| stack.user.iter().any(|frame| is_fib(frame.trim_end_matches("_[?]").trim_end_matches("_[f]")));
     let of_fib: Vec<&Stack> = profile.stacks.iter().filter(in_fib).collect();
     let sum = |stacks: &[&Stack]| stacks.iter().map(|stack| stack.samples).sum::<u64>();
     let nameless = |stack: &&Stack| stack.user.iter().any(|frame| frame.starts_with("[jit]"));

@@ -1,7 +1,7 @@
 //! Folded stacks: `process;outermost;...;innermost count`, a line per stack.
 //!
 //! `_[k]` marks kernel frames, `_[i]` functions inlined into the one before, `_[f]` frames that were
-//! found by the frame pointer. Callers that are missing show as a frame `[incomplete: reason]` right
+//! found by the frame pointer, `_[?]` leaves whose caller may be missing. Callers that are missing show as a frame `[incomplete: reason]` right
 //! after the process.
 
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub fn text(profile: &Profile) -> String {
 
 /// A line per stack, in the order of their frames.
 pub(crate) fn lines(profile: &Profile) -> impl ExactSizeIterator<Item = String> {
-    let segments: Vec<String> = profile.locations().map(|(id, _)| segment(profile, id)).collect();
+    let segments: Vec<String> = profile.locations().map(|(id, _)| segment(profile, id, None)).collect();
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for sample in profile.samples() {
         let total = counts.entry(stack(profile, &segments, &sample)).or_default();
@@ -50,22 +50,27 @@ fn stack(profile: &Profile, segments: &[String], sample: &Sample<'_>) -> String 
         stack.push_str(sample.labels.stop.name());
         stack.push(']');
     }
-    for id in sample.stack.iter().rev() {
+    let doubtful = profile.caller_may_be_missing(sample.stack);
+    for (place, id) in sample.stack.iter().enumerate().rev() {
         stack.push(SEPARATOR);
-        stack.push_str(&segments[id.index()]);
+        if doubtful == Some(place) {
+            stack.push_str(&segment(profile, *id, Some(Mark::CallerMayBeMissing)));
+        } else {
+            stack.push_str(&segments[id.index()]);
+        }
     }
     unlike_a_count(stack)
 }
 
-/// The frames of a location, outermost first.
-fn segment(profile: &Profile, id: LocationId) -> String {
+/// The frames of a location, outermost first. That one has `mark`, if there is any.
+fn segment(profile: &Profile, id: LocationId, mut mark: Option<Mark>) -> String {
     let mut segment = String::new();
     for frame in frames(profile, id).iter().rev() {
         if !segment.is_empty() {
             segment.push(SEPARATOR);
         }
         segment.push_str(&frame_name(&frame.name));
-        segment.push_str(frame.mark.map_or("", Mark::suffix));
+        segment.push_str(mark.take().or(frame.mark).map_or("", Mark::suffix));
     }
     segment
 }

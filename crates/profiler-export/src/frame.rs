@@ -26,6 +26,8 @@ pub(crate) enum Mark {
     Inlined,
     /// It was found by the frame pointer, for want of call frame information.
     ByFramePointer,
+    /// Its caller may be missing: the frame pointer led on from where the thread was interrupted.
+    CallerMayBeMissing,
 }
 
 impl Mark {
@@ -35,6 +37,7 @@ impl Mark {
             Self::Kernel => "_[k]",
             Self::Inlined => "_[i]",
             Self::ByFramePointer => "_[f]",
+            Self::CallerMayBeMissing => "_[?]",
         }
     }
 }

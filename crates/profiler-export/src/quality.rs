@@ -28,6 +28,7 @@ pub fn figures(profile: &Profile) -> Vec<(String, u64)> {
     list.push(("frames".to_owned(), found.frames));
     list.push(("frames_without_symbols".to_owned(), found.frames_without_symbols));
     list.push(("frames_by_frame_pointer".to_owned(), found.frames_by_frame_pointer));
+    list.push(("callers_perhaps_missing".to_owned(), found.callers_perhaps_missing));
     list.extend(quality.errors.iter().map(|(name, count)| (name.clone(), *count)));
     list
 }

@@ -23,6 +23,8 @@ pub struct Figures {
     pub frames_without_symbols: u64,
     /// Frames that were found by the frame pointer.
     pub frames_by_frame_pointer: u64,
+    /// Samples whose leaf may lack its caller ([`Profile::caller_may_be_missing`]).
+    pub callers_perhaps_missing: u64,
 }
 
 impl Figures {
@@ -40,6 +42,8 @@ impl Figures {
             add(&mut figures.frames_without_symbols, without.count());
             let guessed = sample.stack.iter().filter(|id| profile.location_key(**id).found_by == FoundBy::FramePointer);
             add(&mut figures.frames_by_frame_pointer, guessed.count());
+            let doubtful = profile.caller_may_be_missing(sample.stack).is_some();
+            add(&mut figures.callers_perhaps_missing, usize::from(doubtful));
         }
         figures
     }

@@ -158,6 +158,7 @@ fn figures_count_every_sample() {
     let stops = [(StopReason::Complete, 3), (StopReason::NoUserStack, 1), (StopReason::NoRange, 2)];
     assert_eq!(figures.stops, stops.into());
     assert_eq!((figures.frames, figures.frames_without_symbols, figures.frames_by_frame_pointer), (8, 5, 5));
+    assert_eq!(figures.callers_perhaps_missing, 3, "not behind a frame that something else was called from");
 }
 
 #[test]

@@ -203,15 +203,18 @@ impl<'p> Tables<'p> {
         messages
     }
 
-    /// Which frames were found by the frame pointer, for want of call frame information: their places
-    /// in the stack, counted from 0 at the leaf.
+    /// Which frames were found by the frame pointer, for want of call frame information, and which one's
+    /// caller may be missing: their places in the stack, counted from 0 at the leaf.
     fn guesses(&mut self, stack: &[LocationId]) -> Vec<proto::Label> {
         let profile = self.profile;
         let guessed = |id: &LocationId| profile.location_key(*id).found_by == FoundBy::FramePointer;
         let places = stack.iter().zip(0..).filter(|(id, _place)| guessed(id));
-        let places: Vec<i64> = places.map(|(_id, place)| place).collect();
-        let mut label = |num| proto::Label {
-            key: self.string("by_frame_pointer"),
+        let places = places.map(|(_id, place)| ("by_frame_pointer", place));
+        let doubtful = profile.caller_may_be_missing(stack).and_then(|place| i64::try_from(place).ok());
+        let doubtful = doubtful.map(|place| ("caller_may_be_missing", place));
+        let places: Vec<(&str, i64)> = places.chain(doubtful).collect();
+        let mut label = |(key, num)| proto::Label {
+            key: self.string(key),
             num,
             num_unit: self.string("frame"),
             ..Default::default()

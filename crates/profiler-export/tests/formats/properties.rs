@@ -242,4 +242,6 @@ fn frames_found_by_the_frame_pointer_are_told() {
     let guesses = message.sample[0].label.iter().filter(|label| text(label.key) == "by_frame_pointer");
     let guesses: Vec<_> = guesses.map(|label| (label.num, text(label.num_unit))).collect();
     assert_eq!(guesses, [(1, "frame"), (3, "frame")]);
+    let doubtful = message.sample[0].label.iter().filter(|label| text(label.key) == "caller_may_be_missing");
+    assert_eq!(doubtful.map(|label| label.num).collect::<Vec<_>>(), [0]);
 }
