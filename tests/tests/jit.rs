@@ -153,7 +153,8 @@ fn what_is_no_map_of_this_process() {
         assert!(ended.stderr.contains(&format!("/tmp/perf-1.map is not used: {why}")), "{}", ended.stderr);
         let profile = ended.profile();
         check_made_one(&profile, "[jit]");
-        assert_eq!(profile.figure("symbolize_failed"), 1, "{:?}", profile.quality);
+        // A sample in the middle of an exec may be in no code.
+        assert!((1..=3).contains(&profile.figure("symbolize_failed")), "{:?}", profile.quality);
     }
 }
 
