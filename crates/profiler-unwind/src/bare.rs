@@ -46,8 +46,9 @@ const MOV_RSP_RBP: [&[u8]; 2] = [&[0x48, 0x89, 0xe5], &[0x48, 0x8b, 0xec]];
 const BETWEEN_BYTES: usize = 48;
 /// pop %rbp or leave, then ret or a jump to another function, and their lengths together.
 const EPILOGUES: [(&[u8], usize); 4] = [(&[0x5d, 0xc3], 2), (&[0xc9, 0xc3], 2), (&[0x5d, 0xe9], 6), (&[0xc9, 0xe9], 6)];
-/// How instructions begin that fill the space between functions: nop, its long forms, int3.
-const PADDING: [&[u8]; 4] = [&[0x90], &[0x66], &[0x0f, 0x1f], &[0xcc]];
+/// How instructions begin that fill the space between functions: nop, its long forms, int3. Linkers
+/// leave zeros between sections.
+const PADDING: [&[u8]; 5] = [&[0x90], &[0x66], &[0x0f, 0x1f], &[0xcc], &[0, 0]];
 /// The `main` that rustc makes for programs without unwind tables begins with push %rax and ends
 /// with pop %rcx; ret.
 const RUST_MAIN: (u8, [u8; 2]) = (0x50, [0x59, 0xc3]);

@@ -331,6 +331,9 @@ fn code_without_cfi_is_followed_by_the_frame_pointer_behind_its_prologue_only() 
     file.code[20..22].copy_from_slice(&[0x5d, 0xc3]);
     let first = [(0, GUESS), (4, x86(0, 0, 1)), (5, x86(0, 2, 2)), (8, framed), (21, x86(0, 0, 1)), (22, GUESS)];
     assert_eq!(rows(&table(&file)), first);
+    // Zeros between sections are filling, too.
+    file.code[22..24].copy_from_slice(&[0, 0]);
+    assert_eq!(rows(&table(&file)), first);
     // Instructions between push and mov: from there on.
     let mut scheduled = ElfFile::new(X86_64, 64);
     scheduled.code[4] = 0x55;
