@@ -13,6 +13,8 @@ mod profile;
 mod record;
 pub mod reference;
 mod stack;
+#[cfg(target_arch = "x86_64")]
+pub mod steps;
 pub mod system;
 mod workload;
 

@@ -68,6 +68,8 @@ const NO_TABLES: &str = "-fno-asynchronous-unwind-tables";
 const FRAME_POINTERS: &str = "-fno-omit-frame-pointer";
 /// 12 GiB from the rest.
 const FAR: &str = "-Wl,--section-start=.far=0x300000000";
+/// What other libraries have is looked up by the loader before the program begins.
+const NOW: &str = "-Wl,-z,now";
 /// All workloads. A name is a command's name too: 15 characters at most.
 pub const WORKLOADS: &[Workload] = &[
     c("chain12", "chain12.c", &[]),
@@ -136,6 +138,16 @@ pub const WORKLOADS: &[Workload] = &[
     c("answer", "answer.c", &[]),
     c("take_event", "take_event.c", &[]),
     c("bystander", "bystander.c", &[]),
+    c("every", "every.c", &[]),
+    c("every-o0", "every.c", &["-O0", NOW]),
+    c("every-os", "every.c", &["-Os", NOW]),
+    c("every-cet", "every.c", &["-fcf-protection", NOW]),
+    c("every-fp", "every.c", &[FRAME_POINTERS, NOW]),
+    c("every-static", "every.c", &["-static"]),
+    c("every-st-pie", "every.c", &["-static-pie", "-fpie"]),
+    cxx("throws", "throws.cpp", &[NOW]),
+    cxx("throws-o0", "throws.cpp", &["-O0", NOW]),
+    cxx("throws-static", "throws.cpp", &["-static"]),
     go("go", "goroutines.go", &[]),
     go("go-stripped", "goroutines.go", &["-ldflags=-s -w"]),
     go("go-pie", "goroutines.go", &["-ldflags=-s -w", "-buildmode=pie"]),

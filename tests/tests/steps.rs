@@ -1,0 +1,149 @@
+//! Unwinding at every instruction of programs of every kind: no wrong caller.
+//!
+//! A step takes 20 us and more, so the quick test looks at some ten thousand instructions of each
+//! program; `cargo test -p spanflame-tests --test steps -- --ignored --nocapture` at millions.
+
+#![forbid(unsafe_code)]
+#![cfg(target_arch = "x86_64")]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use From::{After, Entry, Loader};
+use spanflame_tests::steps::{Files, From, Tally, walk};
+use spanflame_tests::{Lab, lab};
+
+/// Functions whose call frame information does not say what they do, with the wrong callers that come of it.
+///
+/// glibc's leave the stack of their caller and stay silent about it, for the last instructions before
+/// they return on another. libgcc's write the registers of the function that catches an exception over
+/// those that they have saved of their caller, and then go there.
+const SILENT: &[&str] =
+    &["swapcontext", "setcontext", "_Unwind_RaiseException", "_Unwind_Resume", "_Unwind_Resume_or_Rethrow"];
+
+/// The share of instructions that must have all callers. The rest is above the loader's trampoline for
+/// functions that are looked up when they are first called.
+const LEAST: f64 = 0.85;
+
+/// Workloads of a few thousand instructions that move the stack pointer in every way.
+const WORKLOADS: [&str; 10] = [
+    "every",
+    "every-o0",
+    "every-os",
+    "every-cet",
+    "every-fp",
+    "every-static",
+    "every-st-pie",
+    "throws",
+    "throws-o0",
+    "throws-static",
+];
+
+/// Programs at work. Those that are not installed are left out.
+const AT_WORK: &[(&str, &[&str])] = &[
+    ("/usr/bin/perl", &["-e", "while (1) { my %h = map { $_ => 1 } 1..1000; join ',', sort keys %h }"]),
+    ("/usr/bin/openssl", &["speed", "-seconds", "60", "sha256", "rsa2048", "ecdsap256"]),
+    ("/usr/bin/xz", &["-c", "/dev/zero"]),
+    ("/usr/bin/python3", &["-c", "import json\nwhile 1: json.loads(json.dumps([{'a': [1.5, 'x']}] * 100))"]),
+    ("/bin/sh", &["-c", "while :; do x=$((x + 1)); done"]),
+    (
+        "/usr/bin/sqlite3",
+        &[":memory:", "with recursive n(i) as (select 1 union all select i+1 from n) select max(i*7%13) from n"],
+    ),
+    ("/usr/bin/gzip", &["-c", "/dev/zero"]),
+    ("/usr/bin/awk", &["BEGIN { while (1) { x[i++ % 1000] = sprintf(\"%d %g\", i, i / 7) } }"]),
+    ("/usr/bin/git", &["hash-object", "/dev/zero"]),
+];
+
+/// What is looked at in all programs together.
+#[derive(Default)]
+struct All {
+    files: Files,
+    instructions: u64,
+    equal: u64,
+    wrong: u64,
+    silent: u64,
+}
+
+impl All {
+    fn look_at(&mut self, program: &Path, arguments: &[&str], from: From, steps: u64) {
+        let tally = walk(&mut self.files, program, arguments, from, steps);
+        println!("{} {from:?}: {tally}", program.display());
+        self.add(&tally);
+    }
+
+    fn add(&mut self, tally: &Tally) {
+        self.instructions += tally.instructions;
+        self.equal += tally.equal;
+        for ((_what, function), found) in &tally.wrong {
+            let name = function.split(' ').next().unwrap_or_default();
+            let silent = SILENT.contains(&name.trim_start_matches("__"));
+            *(if silent { &mut self.silent } else { &mut self.wrong }) += found.instructions;
+        }
+    }
+
+    fn check(&self) {
+        let Self { instructions, equal, wrong, silent, .. } = self;
+        println!("{instructions} instructions: {equal} equal, {wrong} wrong, {silent} wrong in silent functions");
+        assert_eq!(*wrong, 0, "instructions with a wrong caller");
+        assert!(*silent * 1000 < *instructions, "{silent} of {instructions} wrong in silent functions");
+        let share = *equal as f64 / *instructions as f64;
+        assert!(share >= LEAST, "{share} of {instructions} instructions have all callers");
+    }
+}
+
+fn installed(programs: &'static [(&str, &[&str])]) -> impl Iterator<Item = (&'static Path, &'static [&'static str])> {
+    let all = programs.iter().map(|(program, arguments)| (Path::new(*program), *arguments));
+    all.filter(|(program, _arguments)| program.exists())
+}
+
+fn workloads(lab: &Lab) -> Vec<PathBuf> {
+    WORKLOADS.iter().map(|name| lab.workload(name)).collect()
+}
+
+#[test]
+fn no_caller_is_wrong_at_any_instruction() {
+    let Some(lab) = lab() else { return };
+    let mut all = All::default();
+    all.look_at(Path::new("/bin/true"), &[], Loader, 60_000);
+    for workload in workloads(&lab) {
+        all.look_at(&workload, &[], Entry, 40_000);
+    }
+    for (program, arguments) in installed(AT_WORK).take(4) {
+        all.look_at(program, arguments, After(Duration::from_millis(300)), 30_000);
+    }
+    all.check();
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn no_caller_is_wrong_at_millions_of_instructions() {
+    let Some(lab) = lab() else { return };
+    let mut all = All::default();
+    for workload in workloads(&lab) {
+        all.look_at(&workload, &[], Loader, 1_000_000);
+    }
+    for (program, arguments) in installed(AT_WORK) {
+        all.look_at(program, arguments, Loader, 500_000);
+        all.look_at(program, arguments, After(Duration::from_millis(500)), 300_000);
+    }
+    all.check();
+}
+
+/// The program, with arguments, that `SPANFLAME_STEPS` names, from where `SPANFLAME_STEPS_FROM` says:
+/// `entry` or milliseconds of work.
+#[test]
+#[ignore = "for a program of your own"]
+fn no_caller_is_wrong_in_the_program_that_is_named() {
+    let Ok(line) = std::env::var("SPANFLAME_STEPS") else { return println!("SPANFLAME_STEPS names no program") };
+    let words: Vec<&str> = line.split(' ').collect();
+    let from = std::env::var("SPANFLAME_STEPS_FROM").unwrap_or_default();
+    let from = match from.as_str() {
+        "" => Loader,
+        "entry" => Entry,
+        ms => After(Duration::from_millis(ms.parse().expect("milliseconds"))),
+    };
+    let mut all = All::default();
+    all.look_at(Path::new(words[0]), &words[1..], from, 1_000_000);
+    assert_eq!(all.wrong, 0, "instructions with a wrong caller");
+}
