@@ -6,7 +6,7 @@ use crate::expression::{Reader, Shape, shape};
 use crate::segment::Arch;
 use crate::spans::Span;
 use crate::state::{Cfa, Effect, Interpreter, Invalid, Parameters, Saved, State};
-use crate::{aarch64, x86_64};
+use crate::{aarch64, eh_return, x86_64};
 use gimli::{
     BaseAddresses, CommonInformationEntry, FrameDescriptionEntry, LittleEndian, Register, UnwindExpression,
     UnwindOffset, UnwindSection, Vendor,
@@ -38,6 +38,8 @@ pub(crate) enum Encoded {
         /// The rule from there on.
         after: Rule,
     },
+    /// Not at all, for code that goes over to the frame that catches an exception.
+    EhReturn,
 }
 
 /// Why a row of CFI can't be expressed.
@@ -294,17 +296,23 @@ impl<'a, S: CfiSection<'a>> CallFrames<'a, S> {
         self.cies.charge(fde.entry_len())?;
         let mut program = Interpreter::new(parameters, initial, fde.initial_address());
         let mut row_start = fde.initial_address();
+        let (mut last, mut leaves) = (None, false);
+        let mut row = |end: u64, state: &State, encoded| {
+            leaves = self.cies.arch == Arch::X86_64 && eh_return::is_one(last.as_ref(), leaves, state);
+            last = Some(*state);
+            row(end, if leaves { Ok(Encoded::EhReturn) } else { encoded })
+        };
         let mut instructions = fde.instructions(&self.section, &self.bases);
         while let Some(instruction) = instructions.next().map_err(Unreadable::from)? {
             let before = *program.state();
             if let Effect::Advance(address) = program.execute(instruction).map_err(Unreadable::from)? {
                 if address > row_start {
-                    row(address, self.encode(&before, fde.cie()))?;
+                    row(address, &before, self.encode(&before, fde.cie()))?;
                 }
                 row_start = address;
             }
         }
-        Ok(row(fde.end_address(), self.encode(program.state(), fde.cie()))?)
+        Ok(row(fde.end_address(), program.state(), self.encode(program.state(), fde.cie()))?)
     }
 
     fn encode(&self, state: &State, cie: &CommonInformationEntry<Reader<'a>>) -> Result<Encoded, Unsupported> {

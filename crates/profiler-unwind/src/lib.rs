@@ -15,6 +15,7 @@ mod bare;
 mod bytes;
 mod cfi;
 mod crt;
+mod eh_return;
 mod elf;
 mod entry;
 mod error;

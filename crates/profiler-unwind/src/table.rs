@@ -2,6 +2,7 @@
 
 use crate::bare;
 use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_frame, eh_frame};
+use crate::eh_return;
 use crate::elf::Elf;
 use crate::entry;
 use crate::error::BuildError;
@@ -233,7 +234,7 @@ impl<F: ReadAt> Builder<'_, F> {
         {
             return self.cover_go(go, span);
         }
-        let (tiles, problems) = (&mut self.tiles, &mut self.problems);
+        let (file, elf, tiles, problems) = (self.file, self.elf, &mut self.tiles, &mut self.problems);
         let row = |end: u64, encoded: Result<Encoded, Unsupported>| {
             let until = end.min(span.end());
             if until <= tiles.covered_to() {
@@ -244,6 +245,13 @@ impl<F: ReadAt> Builder<'_, F> {
                 Ok(Encoded::Rule(rule)) => tiles.cover(until, rule),
                 Ok(Encoded::Plt { pushed_from, before, after }) => {
                     plt::cover_entries(tiles, until, pushed_from, [before, after])
+                }
+                Ok(Encoded::EhReturn) => {
+                    if let Some(call) = eh_return::install_call(file, elf, span.start, tiles.covered_to()) {
+                        tiles.take_back(call);
+                    }
+                    problems.count(Unsupported::ReturnAddress);
+                    tiles.cover(until, Rule::UNSUPPORTED)
                 }
                 Err(cause) => {
                     problems.count(cause);

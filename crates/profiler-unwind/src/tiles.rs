@@ -64,6 +64,14 @@ impl Tiles {
         Ok(())
     }
 
+    /// Covers nothing any more from `from` on, when that is within the last row.
+    pub(crate) fn take_back(&mut self, from: u64) {
+        let last = self.rows.last().map(|row| self.start + u64::from(row.pc_offset()));
+        if last.is_some_and(|last| (last + 1..self.covered_to).contains(&from)) {
+            self.covered_to = from;
+        }
+    }
+
     /// The parts. None is empty, and each but the last of a run is full.
     pub(crate) fn finish(mut self) -> Vec<Part> {
         self.close();
