@@ -22,7 +22,7 @@ pub use lab::{Lab, lab};
 pub use pprof::Pprof;
 pub use profile::{Profile, Share};
 pub use record::{Ended, Record, Running};
-pub use stack::{ANY, CLOCK, LIBC, ONE, READ, Stack, begins, matches, parse};
+pub use stack::{ANY, CLOCK, LIBC, NAMELESS, ONE, READ, Stack, begins, matches, parse};
 pub use workload::{Compiler, WORKLOADS, Workload};
 
 /// The root of a C program without threads: what stands above `main`.

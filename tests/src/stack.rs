@@ -11,6 +11,9 @@ pub const ANY: &str = "<any frames>";
 /// In a chain: one frame of any name.
 pub const ONE: &str = "<any frame>";
 
+/// In a chain: a frame that goes by its address, such as a stub of a linkage table.
+pub const NAMELESS: &str = "<frame without a name>";
+
 /// In a chain: the C library's `clock_gettime`; the vDSO's may follow.
 pub const CLOCK: &str = "<libc clock_gettime>";
 
@@ -95,6 +98,7 @@ pub fn begins(frames: &[String], chain: &[impl AsRef<str>]) -> bool {
 fn stands_for(wanted: &str, frame: &str) -> bool {
     match wanted {
         ONE => true,
+        NAMELESS => frame.contains("+0x"),
         CLOCK => ["clock_gettime", "__clock_gettime", "__GI___clock_gettime"].contains(&frame),
         LIBC => ["__libc_start", "libc.so.6+0x", "__clone", "clone", "start_thread", "__restore_rt", "__start_context"]
             .iter()

@@ -9,7 +9,7 @@ use std::fs;
 
 use object::{Object as _, ObjectSymbol as _};
 use spanflame_tests::kind::{Kind, check_all};
-use spanflame_tests::{ANY, CLOCK, LIBC, Lab, ONE, lab};
+use spanflame_tests::{ANY, CLOCK, LIBC, Lab, NAMELESS, ONE, START, lab};
 
 /// CPU time of each program. Many run side by side.
 const CPU_MS: u32 = 800;
@@ -83,7 +83,7 @@ fn alarms(workload: &'static str) -> Kind {
 
 /// Many calls go through the table: samples hit it, too.
 fn stubs(workload: &'static str) -> Kind {
-    Kind::new(workload, CPU_MS, &[&["caller", ONE]])
+    Kind::new(workload, CPU_MS, &[&["caller", NAMELESS], &["caller", "stub_target"]])
 }
 
 #[test]
@@ -143,4 +143,53 @@ fn frames() {
             .sum();
         assert!(hits > 0, "{stubs}: no sample hit a stub itself");
     }
+}
+
+/// Exceptions in flight: what the C++ runtime calls, destructors on the way, and the handler.
+fn thrower(workload: &'static str) -> Kind {
+    const LIBRARY: [&str; 4] =
+        ["_Unwind_Resume", "__cxa_throw", "__cxa_allocate_exception", "std::runtime_error::runtime_error(char const*)"];
+    const COLD: [&str; 3] = [
+        "catcher(unsigned long) [clone .cold]",
+        "through(unsigned long, unsigned long) [clone .cold]",
+        "thrower(unsigned long) [clone .cold]",
+    ];
+    let warm = COLD.map(|name| name.trim_end_matches(" [clone .cold]"));
+    let [catcher, through, thrower] = warm;
+    let mut kind = Kind::new(workload, CPU_MS, &[&[COLD[0], "in_handler()"], &[COLD[0], "__cxa_begin_catch", ANY]])
+        .chain(&[START.as_slice(), &["main", COLD[0], NAMELESS]].concat())
+        .chain(&[START.as_slice(), &["main", COLD[0], "std::runtime_error::what() const"]].concat())
+        .chain(&[START.as_slice(), &["main", COLD[0], "std::logic_error::what() const"]].concat());
+    let whole = [catcher, through, through, through, through, thrower];
+    for depth in 1..whole.len() {
+        for holder in [whole[depth], if depth == 5 { COLD[2] } else { COLD[1] }] {
+            let holder = [START.as_slice(), &["main"], &whole[..depth], &[holder]].concat();
+            kind = kind.chain(&[holder.as_slice(), &["Guard::~Guard()", "in_destructor()"]].concat());
+            kind = kind.chain(&[holder.as_slice(), &[NAMELESS]].concat());
+            for library in LIBRARY {
+                kind = kind.chain(&[holder.as_slice(), &[library, ANY]].concat());
+            }
+        }
+    }
+    // The registers of the frame to go to are written over those of the caller.
+    kind.cut("unsupported_cfi", &["_Unwind_Resume", ANY]).cut("unsupported_cfi", &["_Unwind_RaiseException", ANY])
+}
+
+#[test]
+fn languages_and_libraries() {
+    let Some(lab) = lab() else { return };
+    let crypto = ["with_sha1", "with_sha256", "with_sha512", "with_gcm", "with_chacha"].map(|name| [name, ANY]);
+    let kinds = [
+        thrower("thrower"),
+        thrower("thrower-static"),
+        Kind::new("crypto", 2 * CPU_MS, &crypto.each_ref().map(|chain| chain.as_slice()))
+            .chain(&[START.as_slice(), &["main", "leaf"]].concat()),
+        // It goes by the clock on the wall.
+        Kind::new(
+            "cart-fp",
+            8 * CPU_MS,
+            &[&[ANY, "cart::main", "cart::serve", "cart::shop::checkout", "cart::shop::Cart<u64>::total"]],
+        ),
+    ];
+    let _checked = check_all(&lab, &OPTIONS, &kinds);
 }
