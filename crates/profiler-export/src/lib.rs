@@ -4,6 +4,7 @@
 //! format only takes care of what is special to it.
 #![forbid(unsafe_code)]
 
+mod broken;
 mod colours;
 pub mod flamegraph;
 pub mod folded;
@@ -17,6 +18,7 @@ mod utc;
 use profiler_model::Profile;
 use thiserror::Error;
 
+pub use broken::{Broken, broken};
 pub use format::{Format, UnknownFormat};
 pub use quality::figures;
 

@@ -2,6 +2,8 @@
 
 use profiler_model::{Figures, Profile};
 
+use crate::broken::broken;
+
 /// Every figure on the quality of a profile: its name and its value.
 ///
 /// `samples_taken` = `samples_written` + the `filtered_` and the `lost_` figures. What was not
@@ -33,9 +35,14 @@ pub fn figures(profile: &Profile) -> Vec<(String, u64)> {
     list
 }
 
-/// The figures as lines `name=value`.
+/// Places where stacks end, in comments.
+const MOST_BROKEN: usize = 5;
+
+/// The figures as lines `name=value`; then the places where most of the stacks end that lack callers.
 pub(crate) fn lines(profile: &Profile) -> Vec<String> {
-    figures(profile).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    let figures = figures(profile).into_iter().map(|(name, value)| format!("{name}={value}"));
+    let broken = broken(profile).into_iter().take(MOST_BROKEN);
+    figures.chain(broken.map(|broken| format!("broken={broken}"))).collect()
 }
 
 /// What an engineer must know before trusting the profile, in one line.

@@ -8,11 +8,15 @@ use profiler_model::{LocationId, Profile};
 use serde::{Serialize, Serializer};
 
 use crate::ExportError;
+use crate::broken::{Broken, broken};
 use crate::frame::{Mark, file_name, frames};
 use crate::quality;
 
 /// The narrowest table, in characters.
 const MIN_WIDTH: usize = 60;
+
+/// Places where stacks end, in the table for programs.
+const MOST_BROKEN: usize = 20;
 
 /// Characters before the name.
 const FIGURES_WIDTH: usize = 38;
@@ -50,6 +54,8 @@ pub struct Top {
     /// The quality section ([`crate::figures`]).
     #[serde(serialize_with = "as_map")]
     pub quality: Vec<(String, u64)>,
+    /// Where stacks that lack callers end, the 20 most frequent places.
+    pub broken: Vec<Broken>,
 }
 
 fn as_map<S: Serializer>(figures: &[(String, u64)], serializer: S) -> Result<S::Ok, S::Error> {
@@ -91,12 +97,15 @@ impl Top {
             (hot(a), &a.name, &a.file).cmp(&(hot(b), &b.name, &b.file))
         });
         let about = profile.about();
+        let mut broken = broken(profile);
+        broken.truncate(MOST_BROKEN);
         Self {
             samples,
             rate_hz: about.sample_rate_hz.get(),
             duration_ns: about.duration_ns,
             functions,
             quality: quality::figures(profile),
+            broken,
         }
     }
 

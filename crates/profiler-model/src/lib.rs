@@ -21,7 +21,7 @@ mod sample;
 mod stack;
 mod string;
 
-pub use profiler_common::address::{Bias, Cpu, FileOffset, Pid, Tid, VirtualAddress};
+pub use profiler_common::address::{Bias, Cpu, FileOffset, Pid, Svma, Tid, VirtualAddress};
 pub use profiler_common::record::StopReason;
 
 pub use figures::Figures;
