@@ -159,6 +159,11 @@ impl Session {
         self.counters.total(Counter::SamplesDelivered).unwrap_or(0)
     }
 
+    /// What is known of processes and what they have mapped.
+    pub(crate) const fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
     /// The children that are ours to wait for.
     pub(crate) fn workers(&self) -> [Option<Pid>; 3] {
         [&self.tables_worker, &self.symbols_worker, &self.generated_worker].map(|worker| worker.child_id().map(Pid))
@@ -274,6 +279,8 @@ impl Session {
             Reply::Generated { key, result } => {
                 self.generated.answered(key, result, (&mut self.aggregator, &self.tracker, &mut self.counts));
             }
+            // No worker of ours has such requests.
+            Reply::Description { .. } => {}
         }
     }
 

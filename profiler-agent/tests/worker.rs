@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use profiler_agent::worker::{
-    FileError, FileKey, Frame, GeneratedNames, MAX_ADDRESSES, MapKey, Meaning, QUEUE_REQUESTS, Question, Reply, Role,
-    Worker, WorkerFailure,
+    Description, FileError, FileKey, Frame, GeneratedNames, MAX_ADDRESSES, MapKey, Meaning, QUEUE_REQUESTS, Question,
+    Reply, Role, Worker, WorkerFailure,
 };
 use profiler_common::address::{MonotonicNs, Svma, VirtualAddress};
 use rustix::process::{Pid, Signal};
@@ -404,12 +404,15 @@ async fn a_child_is_restricted() {
     };
     let own = |name| u64::from_str_radix(&field(std::process::id(), "status", name)[0], 16).unwrap();
     let dac_read_search = own("CapPrm:") & 1 << 2;
-    for (role, capabilities) in [(Role::Tables, 0), (Role::Symbols, dac_read_search), (Role::Generated, 0)] {
+    for (role, capabilities) in
+        [(Role::Tables, 0), (Role::Symbols, dac_read_search), (Role::Generated, 0), (Role::Describe, dac_read_search)]
+    {
         let mut worker = worker(role);
         match role {
             Role::Tables => assert!(table(&mut worker, open(libc_path())).await.is_ok()),
             Role::Symbols => assert!(symbols(&mut worker, &libc_path(), &[Svma(0)]).await.is_ok()),
             Role::Generated => assert_eq!(names(&mut worker, &open(libc_path()), 1).await, Ok(None)),
+            Role::Describe => assert!(described(&mut worker, open(libc_path())).await.is_ok()),
         }
         let pid = worker.child_id().unwrap();
         assert_eq!(field(pid, "status", "Seccomp:"), ["2"], "filter mode");
@@ -427,6 +430,43 @@ async fn a_child_is_restricted() {
         assert_ne!(field(pid, "limits", "Max cpu time")[0], "unlimited");
         let nicer = if role == Role::Tables { 0 } else { 10 };
         assert_eq!(nice(&pid.to_string()), (nice("self") + nicer).min(19));
+    }
+}
+
+/// What a file has is what it was built with; a damaged one costs nothing but its own answer.
+#[tokio::test]
+async fn files_are_described() {
+    let scratch = Scratch::new("describe");
+    let whole = scratch.compile("whole.c", PROGRAM, &["-g", "-O1"]);
+    let bare = ["-O1", "-s", "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer"];
+    let bare = scratch.compile("bare.c", &(PROGRAM.to_owned() + r#"__asm__(".fill 100000, 1, 0x90");"#), &bare);
+    let mut worker = worker(Role::Describe);
+    let found = described(&mut worker, open(&whole)).await.unwrap();
+    let sections = found.sections;
+    assert!(sections.eh_frame && sections.symtab && sections.dynsym && sections.debug_info && sections.debug_line);
+    assert!(!sections.debug_frame && !sections.go_table && !sections.gnu_debugdata, "{found:?}");
+    assert!(found.rows > 5 && found.debug_file.is_empty() && found.unreadable == 0, "{found:?}");
+    let found = described(&mut worker, open(&bare)).await.unwrap();
+    assert!(!found.sections.symtab && !found.sections.debug_info && found.sections.dynsym, "{found:?}");
+    let coverage = found.coverage;
+    assert!(coverage.uncovered_bytes + coverage.by_frame_pointer_bytes >= 100_000, "{coverage:?}");
+    assert!(coverage.by_table_bytes < 10_000, "{coverage:?}");
+
+    assert_eq!(described(&mut worker, open("/etc/passwd")).await, Err(FileError::NotElf));
+    let bytes = fs::read(&whole).unwrap();
+    for length in [5, 63, 64, 200, 1000, bytes.len() / 2, bytes.len() - 100] {
+        let damaged = scratch.0.join("damaged");
+        fs::write(&damaged, &bytes[..length]).unwrap();
+        let _may_be_anything = described(&mut worker, open(&damaged)).await;
+    }
+    assert_eq!(worker.restarts(), 0);
+}
+
+async fn described(worker: &mut Worker, file: Arc<OwnedFd>) -> Result<Description, FileError> {
+    assert!(worker.request_description(FileKey(7), file));
+    match worker.next_reply().await {
+        Reply::Description { key: FileKey(7), result } => result,
+        other => panic!("{other:?}"),
     }
 }
 

@@ -58,6 +58,27 @@ pub(crate) struct Section {
     pub(crate) compressed: bool,
 }
 
+/// Which sections that name or describe code a file has, by its section headers. Empty ones do not count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sections {
+    /// `.eh_frame`; also where only its program header (`PT_GNU_EH_FRAME`) tells of it.
+    pub eh_frame: bool,
+    /// `.debug_frame`.
+    pub debug_frame: bool,
+    /// `.gopclntab`, the table of Go's runtime.
+    pub go_table: bool,
+    /// `.symtab`.
+    pub symtab: bool,
+    /// `.dynsym`.
+    pub dynsym: bool,
+    /// `.gnu_debugdata`: a compressed ELF file with a symbol table (Fedora's "mini debug info").
+    pub gnu_debugdata: bool,
+    /// `.debug_info` or `.zdebug_info`.
+    pub debug_info: bool,
+    /// `.debug_line` or `.zdebug_line`.
+    pub debug_line: bool,
+}
+
 /// The headers of a file.
 #[derive(Debug)]
 pub(crate) struct Elf {
@@ -85,6 +106,8 @@ pub(crate) struct Elf {
     pub(crate) text: Svma,
     /// Section headers or names are stated, but can't be read.
     pub(crate) sections_unreadable: bool,
+    /// What there is besides.
+    pub(crate) sections: Sections,
 }
 
 impl Elf {
@@ -109,10 +132,14 @@ impl Elf {
             is_not_go: false,
             text: Svma(0),
             sections_unreadable: false,
+            sections: Sections::default(),
         };
         elf.read_segments(file, &header)?;
         // The loader does without section headers, so a file may lack the end that they stand in.
         elf.sections_unreadable = elf.read_sections(file, &header).is_err();
+        elf.sections.eh_frame = elf.eh_frame.is_some() || elf.eh_frame_hdr.is_some();
+        elf.sections.debug_frame = elf.debug_frame.is_some();
+        elf.sections.go_table = elf.go_table.is_some();
         Ok(elf)
     }
 
@@ -167,6 +194,11 @@ impl Elf {
                 b".go.buildinfo" | b".note.go.buildid" => self.is_not_go = false,
                 b".debug_frame" => self.debug_frame = Some(section),
                 b".plt" | b".iplt" => self.plts.push(section),
+                b".symtab" => self.sections.symtab = true,
+                b".dynsym" => self.sections.dynsym = true,
+                b".gnu_debugdata" => self.sections.gnu_debugdata = true,
+                b".debug_info" | b".zdebug_info" => self.sections.debug_info = true,
+                b".debug_line" | b".zdebug_line" => self.sections.debug_line = true,
                 name if name.starts_with(b".plt.") => self.plts.push(section),
                 _ => {}
             }

@@ -15,6 +15,7 @@ mod bare;
 mod bytes;
 mod cfi;
 mod crt;
+mod describe;
 mod eh_return;
 mod elf;
 mod entry;
@@ -32,7 +33,8 @@ mod table;
 mod tiles;
 mod x86_64;
 
-pub use elf::MAX_SEGMENTS;
+pub use describe::{Coverage, sections};
+pub use elf::{MAX_SEGMENTS, Sections};
 pub use error::{BuildError, ReadError};
 pub use functions::function_starts;
 pub use go::{GoFunction, go_functions};

@@ -16,14 +16,14 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use super::generated::Generated;
 use super::message::{self, Header, MAX_REPLY_BYTES, MAX_WORDS, Status};
 use super::symbols::Symbols;
-use super::{FileError, Role, name_message, sandbox, table_message, tables};
+use super::{FileError, Role, describe, description_message, name_message, sandbox, table_message, tables};
 
 /// Anonymous memory that a child may keep between requests. With more it exits after the answer,
 /// and a new one starts for the next request: nothing else gives all memory back. What is known of
 /// generated code has a bound of its own below this.
 const fn kept_bytes(role: Role) -> u64 {
     match role {
-        Role::Tables | Role::Symbols => 48 << 20,
+        Role::Tables | Role::Symbols | Role::Describe => 48 << 20,
         Role::Generated => 160 << 20,
     }
 }
@@ -80,6 +80,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
                 let (key, questions) = name_message::decode_questions(&words);
                 generated.answer(key, &file, &questions).map(|names| name_message::encode_names(&names))
             }
+            Role::Describe => describe::describe(file).map(|description| description_message::encode(&description)),
         });
         // Unwind-safe, because neither cache is used again after a panic: this child ends then.
         let result = catch_unwind(work).unwrap_or_else(|panic| Err(FileError::Panicked(panic_text(&*panic))));

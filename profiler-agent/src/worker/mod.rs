@@ -12,10 +12,12 @@
 //! | `message` | both: what goes over the socket, every length bounded |
 //! | `child` | the child: its loop |
 //! | `sandbox` | the child: limits, capabilities, system calls |
-//! | `tables`, `symbols`, `demangle`, `generated` | the child: the work |
+//! | `tables`, `symbols`, `demangle`, `generated`, `describe` | the child: the work |
 
 mod child;
 mod demangle;
+mod describe;
+mod description_message;
 mod generated;
 mod message;
 mod name_message;
@@ -28,7 +30,7 @@ mod tables;
 use std::time::Duration;
 
 use profiler_common::address::{MonotonicNs, Svma, VirtualAddress};
-use profiler_unwind::UnwindTable;
+use profiler_unwind::{Coverage, Sections, UnwindTable};
 
 pub use child::run;
 pub use message::{MAX_ADDRESSES, MAX_FRAMES_PER_ADDRESS, MAX_REPLY_BYTES, MAX_STRING_BYTES};
@@ -47,9 +49,18 @@ pub enum Role {
     Symbols,
     /// Names code that was made at run time.
     Generated,
+    /// Says what files offer, for people who ask.
+    Describe,
 }
 
 impl Role {
+    const ALL: [Self; 4] = [Self::Tables, Self::Symbols, Self::Generated, Self::Describe];
+
+    /// Whether files are opened by name: those with separate debug information.
+    const fn opens_files(self) -> bool {
+        matches!(self, Self::Symbols | Self::Describe)
+    }
+
     /// The command-line word: `spanflame worker WORD`.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -57,6 +68,7 @@ impl Role {
             Self::Tables => "tables",
             Self::Symbols => "symbols",
             Self::Generated => "generated",
+            Self::Describe => "describe",
         }
     }
 
@@ -66,13 +78,14 @@ impl Role {
             Self::Tables => c"spanflame:table",
             Self::Symbols => c"spanflame:symb",
             Self::Generated => c"spanflame:gen",
+            Self::Describe => c"spanflame:desc",
         }
     }
 
     /// The role of a command-line word.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Tables, Self::Symbols, Self::Generated].into_iter().find(|role| role.word() == word)
+        Self::ALL.into_iter().find(|role| role.word() == word)
     }
 
     /// How much CPU time one request may take; then the kernel ends the child. The slowest files seen
@@ -80,7 +93,7 @@ impl Role {
     #[must_use]
     pub const fn cpu_limit(self) -> Duration {
         match self {
-            Self::Tables | Self::Generated => Duration::from_secs(20),
+            Self::Tables | Self::Generated | Self::Describe => Duration::from_secs(20),
             Self::Symbols => Duration::from_secs(60),
         }
     }
@@ -90,7 +103,7 @@ impl Role {
     #[must_use]
     pub const fn time_limit(self) -> Duration {
         match self {
-            Self::Tables | Self::Generated => Duration::from_secs(50),
+            Self::Tables | Self::Generated | Self::Describe => Duration::from_secs(50),
             Self::Symbols => Duration::from_secs(180),
         }
     }
@@ -154,6 +167,23 @@ pub struct Frame {
     pub nameless_start: Svma,
 }
 
+/// What a file offers for unwinding and naming its code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// Rows of its unwind table.
+    pub rows: u64,
+    /// Rows of call frame information that a row of ours can't express.
+    pub refused: u64,
+    /// Pieces of call frame information that can't be read.
+    pub unreadable: u64,
+    /// How its code is unwound.
+    pub coverage: Coverage,
+    /// What it has.
+    pub sections: Sections,
+    /// The file on this system that holds its debug information; empty when there is none.
+    pub debug_file: String,
+}
+
 /// The answer to one request.
 #[derive(Debug, PartialEq)]
 pub enum Reply {
@@ -178,6 +208,13 @@ pub enum Reply {
         key: MapKey,
         /// As many answers as there were questions.
         result: Result<GeneratedNames, FileError>,
+    },
+    /// To [`Worker::request_description`].
+    Description {
+        /// The file.
+        key: FileKey,
+        /// What it offers.
+        result: Result<Description, FileError>,
     },
 }
 

@@ -24,8 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::message::{self, Header, MAX_ADDRESSES, Status};
 use super::{
-    FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, WorkerFailure, name_message,
-    table_message,
+    Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, WorkerFailure,
+    description_message, name_message, table_message,
 };
 
 /// Requests that may wait: each holds a file descriptor open. More are refused, for the caller to
@@ -119,6 +119,12 @@ impl Worker {
         room
     }
 
+    /// Queues the request for what a file offers. False: the queue is full. For a worker with
+    /// [`Role::Describe`].
+    pub fn request_description(&mut self, key: FileKey, file: Arc<OwnedFd>) -> bool {
+        self.request_table(key, file)
+    }
+
     /// The next answer, in the order of the requests; without requests it waits for ever.
     ///
     /// Cancel-safe: for `select!`. The time limit runs on while nobody calls this, but an answer
@@ -185,7 +191,7 @@ struct Request {
     /// A [`FileKey`] or a [`MapKey`], as the role has it.
     key: u32,
     file: Arc<OwnedFd>,
-    /// Empty in requests for tables.
+    /// Empty in requests for tables and descriptions.
     words: Vec<u64>,
 }
 
@@ -203,6 +209,7 @@ enum Answer {
     Table(UnwindTable),
     Symbols(Vec<(Svma, Vec<Frame>)>),
     Generated(GeneratedNames),
+    Description(Description),
     Failed(FileError),
 }
 
@@ -214,6 +221,7 @@ impl Answer {
             (Status::Done, Role::Generated) => {
                 Self::Generated(name_message::decode_names(request.words.len() / 2, payload)?)
             }
+            (Status::Done, Role::Describe) => Self::Description(description_message::decode(payload)?),
             (failed, _) => Self::Failed(message::decode_error(failed, payload)?),
         })
     }
@@ -223,9 +231,11 @@ impl Answer {
             (Self::Table(table), _) => Reply::Table { key: FileKey(key), result: Ok(table) },
             (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), result: Ok(symbols) },
             (Self::Generated(names), _) => Reply::Generated { key: MapKey(key), result: Ok(names) },
+            (Self::Description(description), _) => Reply::Description { key: FileKey(key), result: Ok(description) },
             (Self::Failed(error), Role::Tables) => Reply::Table { key: FileKey(key), result: Err(error) },
             (Self::Failed(error), Role::Symbols) => Reply::Symbols { key: FileKey(key), result: Err(error) },
             (Self::Failed(error), Role::Generated) => Reply::Generated { key: MapKey(key), result: Err(error) },
+            (Self::Failed(error), Role::Describe) => Reply::Description { key: FileKey(key), result: Err(error) },
         }
     }
 }

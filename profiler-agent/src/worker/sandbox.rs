@@ -52,7 +52,7 @@ pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
 fn set_limits(role: Role) -> Result<(), SandboxError> {
     let (address_space_bytes, data_bytes) = match role {
         Role::Tables | Role::Generated => (1 << 30, 512 << 20),
-        Role::Symbols => (8 << 30, 1 << 30),
+        Role::Symbols | Role::Describe => (8 << 30, 1 << 30),
     };
     let limits = [
         (Resource::As, address_space_bytes),
@@ -87,7 +87,7 @@ fn drop_capabilities(role: Role) -> Result<(), SandboxError> {
     let present = rustix::thread::capabilities(None).map_err(|error| failed()(error.into()))?;
     let kept = match role {
         Role::Tables | Role::Generated => CapabilitySet::empty(),
-        Role::Symbols => present.permitted & CapabilitySet::DAC_READ_SEARCH,
+        Role::Symbols | Role::Describe => present.permitted & CapabilitySet::DAC_READ_SEARCH,
     };
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(|error| failed()(error.into()))
@@ -165,7 +165,7 @@ fn filter(role: Role) -> Result<BpfProgram, SandboxError> {
     let failed = || SandboxError::at::<seccompiler::BackendError>("building the seccomp filter");
     let mut rules: Vec<(c_long, Vec<SeccompRule>)> = ALWAYS.iter().map(|&call| (call, Vec::new())).collect();
     let mut conditional = conditional();
-    if role == Role::Symbols {
+    if role.opens_files() {
         rules.extend(BY_NAME.iter().map(|&call| (call, Vec::new())));
         conditional.extend(OPEN.iter().cloned());
     }
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn sockets_programs_signals_and_writes_are_refused() {
-        for role in [Role::Tables, Role::Symbols, Role::Generated] {
+        for role in Role::ALL {
             let refused = filtered(role, || {
                 [
                     std::net::UdpSocket::bind("127.0.0.1:0").err(),
@@ -240,10 +240,12 @@ mod tests {
     }
 
     #[test]
-    fn only_symbols_may_open_files() {
+    fn only_who_looks_for_debug_files_may_open_files() {
         for role in [Role::Tables, Role::Generated] {
             assert_eq!(filtered(role, || File::open("/proc/self/stat").err()).unwrap().kind(), PermissionDenied);
         }
-        assert!(filtered(Role::Symbols, || File::open("/proc/self/stat").is_ok()));
+        for role in [Role::Symbols, Role::Describe] {
+            assert!(filtered(role, || File::open("/proc/self/stat").is_ok()), "{role:?}");
+        }
     }
 }

@@ -164,7 +164,7 @@ impl OpenFile {
 
 /// The file that holds the debug information of the one at `path`, where this system has it. Its
 /// name is made of nothing but the build id's digits.
-fn debug_file(path: &Path) -> Option<PathBuf> {
+pub(super) fn debug_file(path: &Path) -> Option<PathBuf> {
     let build_id = blazesym::helper::read_elf_build_id(&path).ok()??;
     let (first, rest) = build_id.split_first()?;
     let digits: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();

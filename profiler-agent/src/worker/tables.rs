@@ -16,7 +16,7 @@ pub(super) fn build(file: OwnedFd) -> Result<UnwindTable, FileError> {
     profiler_unwind::build(&Pread { file, size_bytes }).map_err(file_error)
 }
 
-fn file_error(error: BuildError) -> FileError {
+pub(super) fn file_error(error: BuildError) -> FileError {
     let text = match std::error::Error::source(&error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
