@@ -27,6 +27,9 @@ pub enum Command {
     /// Record a profile of processes, a command or the whole node
     #[command(after_help = EXAMPLES)]
     Record(Record),
+    /// Say how well a process can be profiled, and what makes it better
+    #[command(after_help = DOCTOR)]
+    Doctor(Doctor),
     /// Become a command when continued (used by `record -- COMMAND`)
     #[command(hide = true)]
     Launch {
@@ -37,7 +40,7 @@ pub enum Command {
     /// Parse files of other programs (started by spanflame itself)
     #[command(hide = true)]
     Worker {
-        /// `tables` or `symbols`.
+        /// `tables`, `symbols`, `generated` or `describe`.
         role: String,
     },
     /// Load the kernel programs and print what the verifier made of them, as JSON
@@ -57,6 +60,31 @@ Output files (-o) by the end of their names:
 Ctrl-C, Ctrl-\\, SIGTERM and SIGHUP end a recording and write everything; Ctrl-C again, a second later or more, gives up.
 
 Exit code: 0 done (or that of COMMAND, unless -d ended it), 1 failed, 2 bad usage, 3 not permitted or not supported here.";
+
+const DOCTOR: &str = "Examples:
+  spanflame doctor -p 1234          what is missing in one process, and how to get it
+  spanflame doctor -p 1234 -d 10s   the same from a longer sample
+
+Exit code: 0 done, whatever was found; 1 failed, 2 bad usage, 3 not permitted or not supported here.";
+
+/// `spanflame doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Look at this process
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
+    pub pid: u32,
+    /// Sample it for this time: 10s, 500ms, 2m
+    #[arg(short, long, value_name = "TIME", default_value = "2s", value_parser = parse_duration,
+          allow_hyphen_values = true)]
+    pub duration: Duration,
+    /// Samples a second on each busy CPU, 1 to 10000
+    #[arg(short = 'F', long, value_name = "HZ", default_value = "499", value_parser = parse_frequency,
+          allow_hyphen_values = true)]
+    pub frequency: NonZeroU32,
+    /// Print all that was found as JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// `spanflame record`.
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod aggregate;
 pub mod cli;
 mod clock;
 mod counts;
+pub mod doctor;
 mod ending;
 mod generated;
 mod interpreter;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use profiler_agent::cli::{Cli, Command, answer, complain, usage_error, with_causes};
 use profiler_agent::worker::{self, Role};
-use profiler_agent::{kernel, launch, record};
+use profiler_agent::{doctor, kernel, launch, record};
 
 fn main() -> ExitCode {
     let Cli { command } = match Cli::try_parse() {
@@ -17,13 +17,8 @@ fn main() -> ExitCode {
         }
     };
     match command {
-        Command::Record(options) => match record::run(&options) {
-            Ok(code) => code,
-            Err(error) => {
-                complain(&with_causes(&error));
-                error.exit_code()
-            }
-        },
+        Command::Record(options) => ended(record::run(&options)),
+        Command::Doctor(options) => ended(doctor::run(&options)),
         Command::Launch { command } => launch::run(&command),
         Command::Worker { role } => match Role::from_word(&role) {
             Some(role) => worker::run(role),
@@ -31,6 +26,13 @@ fn main() -> ExitCode {
         },
         Command::VerifierReport => verifier_report(),
     }
+}
+
+fn ended(result: Result<ExitCode, record::RecordError>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        complain(&with_causes(&error));
+        error.exit_code()
+    })
 }
 
 fn verifier_report() -> ExitCode {

@@ -156,6 +156,34 @@ fn stat_fields(pid: Pid) -> Option<(u8, Pid)> {
     Some((state, Pid(fields.next()?.parse().ok()?)))
 }
 
+/// Whether it is a thread of the kernel: it has no code of its own.
+#[must_use]
+pub(crate) fn is_kernel_thread(pid: Pid) -> bool {
+    /// `PF_KTHREAD` (linux/include/linux/sched.h).
+    const KERNEL_THREAD: u64 = 0x0020_0000;
+    // Field 9 of proc_pid_stat(5); the state is field 3.
+    let flags = fields_from_state(pid).and_then(|fields| fields.split_ascii_whitespace().nth(9 - 3)?.parse().ok());
+    flags.is_some_and(|flags: u64| flags & KERNEL_THREAD != 0)
+}
+
+/// The words of a process's command line; none when it has ended or has wiped them. The first
+/// [`MOST_COMMAND_BYTES`] of them.
+#[must_use]
+pub(crate) fn command_line(pid: Pid) -> Vec<String> {
+    use io::Read as _;
+    let mut bytes = Vec::new();
+    let file = fs::File::open(format!("/proc/{pid}/cmdline"));
+    if file.and_then(|file| file.take(MOST_COMMAND_BYTES).read_to_end(&mut bytes)).is_err() {
+        return Vec::new();
+    }
+    let words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+/// `/proc/PID/cmdline` is read up to this many bytes: the kernel allows a process 6 MiB (`_STK_LIM / 4 * 3`
+/// in linux/fs/exec.c), and options stand at the beginning.
+const MOST_COMMAND_BYTES: u64 = 1 << 20;
+
 /// The fields of `/proc/PID/stat` from the third one on. The name before them may contain anything, so
 /// it ends at the last closing parenthesis.
 fn fields_from_state(pid: Pid) -> Option<String> {

@@ -65,6 +65,9 @@ pub enum RecordError {
     /// The result can't be shown.
     #[error("cannot show the result: {0}")]
     Show(#[from] ExportError),
+    /// The result can't be written as JSON.
+    #[error("cannot write the result as JSON: {0}. Leave --json out")]
+    Json(serde_json::Error),
     /// Ctrl-C came once more while the profile was being finished.
     #[error("interrupted again: nothing was written")]
     Interrupted,
@@ -106,7 +109,7 @@ pub fn run(options: &Record) -> Result<ExitCode, RecordError> {
     runtime.block_on(record(options))
 }
 
-fn check_target(options: &Record) -> Result<(), RecordError> {
+pub(crate) fn check_target(options: &Record) -> Result<(), RecordError> {
     if options.pid.is_empty() && !options.all && options.exec.is_empty() {
         return Err(RecordError::NoTarget);
     }
@@ -123,7 +126,7 @@ fn check_target(options: &Record) -> Result<(), RecordError> {
 
 /// Every executable costs a descriptor. That the limit can't be raised is found when one can't be
 /// opened, and counted.
-fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _refused = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
@@ -164,7 +167,7 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
 }
 
 /// Begins to sample, lets the command run, and tells when that was (`CLOCK_MONOTONIC`).
-async fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
+pub(crate) async fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
     let about = about(title(options), options.frequency);
     let sources = SourceMap::new(&options.source_map);
     let mut session = Session::build(&load_options(options)?, interest(options, launched), about, sources)?;
@@ -180,7 +183,7 @@ async fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session
 }
 
 /// The profile, unless somebody does not want to wait for it.
-async fn finish(session: Session, started_ns: u64, signals: &mut Signals) -> Result<Profile, RecordError> {
+pub(crate) async fn finish(session: Session, started_ns: u64, signals: &mut Signals) -> Result<Profile, RecordError> {
     tokio::select! {
         biased;
         profile = session.finish(started_ns) => Ok(profile?),
@@ -277,7 +280,7 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
     })
 }
 
-async fn wait_for_end(
+pub(crate) async fn wait_for_end(
     session: &mut Session,
     options: &Record,
     mut launched: Option<&mut Launched>,

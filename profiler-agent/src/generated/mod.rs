@@ -24,6 +24,8 @@ use crate::locate::LocatedSample;
 use crate::tracker::Tracker;
 use crate::worker::{FileError, GeneratedNames, MapKey, Worker};
 
+pub(crate) use self::source::{Told, told};
+
 /// Processes whose generated code is named, at most.
 const MOST_IMAGES: usize = 1024;
 

@@ -54,6 +54,31 @@ pub(super) enum Found {
     Refused(String),
 }
 
+/// Where a process tells of the code that it makes.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// In this jitdump.
+    Dump(Arc<OwnedFd>, String),
+    /// In this perf map.
+    Map(Arc<OwnedFd>, String),
+    /// There is a map that can't be this process's, or may not be read: why.
+    Refused(String),
+    /// Nowhere.
+    Nowhere,
+}
+
+/// Where a process tells of its code now.
+pub(crate) fn told(process: &TrackedProcess) -> Told {
+    if let Some(dump) = process.jitdump.as_ref().filter(|dump| dump.since >= process.image()) {
+        return Told::Dump(Arc::clone(&dump.file), dump.path.clone());
+    }
+    match Place::of(process).map_or(Found::Nothing, |mut place| place.find(false)) {
+        Found::Map(file, path) => Told::Map(Arc::new(file), path),
+        Found::Nothing => Told::Nowhere,
+        Found::Refused(why) => Told::Refused(why),
+    }
+}
+
 /// Where the perf map of a process is to be. This holds when the process has ended, too: some write
 /// their map at the end.
 pub(super) struct Place {

@@ -1,0 +1,117 @@
+//! `spanflame doctor`: how well a process can be profiled, where its stacks break, and what to do.
+//!
+//! ```text
+//! record for 2 s -> Profile ---------------------------> broken stacks -> Fix
+//!                 -> Tracker -> worker (descriptions) -> code ----------> Fix -> Report
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `code` | the files that the process runs, and what each offers |
+//! | `generated` | the code that it makes at run time, and where it tells of it |
+//! | `run_time` | which run time makes it |
+//! | `packages` | which package a file is of |
+//! | `fix`, `advice` | what can be done, and when |
+//! | `report`, `text` | the answer, for programs and for people |
+
+mod advice;
+mod code;
+mod fix;
+#[cfg(test)]
+mod fixture;
+mod generated;
+mod packages;
+mod report;
+mod run_time;
+mod text;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use profiler_common::address::Pid;
+use profiler_model::Profile;
+
+use self::code::Code;
+use self::generated::Generated;
+use self::packages::Packages;
+use self::report::{Findings, Report};
+use self::run_time::RunTime;
+use crate::cli::{self, Doctor, Record};
+use crate::kernel::{check_frequency, check_support};
+use crate::record::{self, RecordError};
+use crate::signals::Signals;
+use crate::{proc_fs, report as terminal};
+
+/// What a recording makes do with, too.
+const MEMORY_BYTES: u64 = 128 << 20;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the process can't be looked at. What is found out about it is no error.
+pub fn run(options: &Doctor) -> Result<ExitCode, RecordError> {
+    let record = recording(options);
+    record::check_target(&record)?;
+    let pid = Pid(options.pid);
+    let report = if proc_fs::is_kernel_thread(pid) {
+        Report::of_kernel_thread(pid)
+    } else {
+        check_support()?;
+        check_frequency(options.frequency.get())?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RecordError::Runtime)?;
+        runtime.block_on(examine(pid, &record))?
+    };
+    let text = if options.json {
+        report.json().map_err(RecordError::Json)?
+    } else {
+        // Who reads it from a file has room.
+        let width = if std::io::stdout().is_terminal() { terminal::terminal_width() } else { usize::MAX };
+        text::text(&report, width)
+    };
+    cli::answer(text.as_bytes()).map_err(RecordError::Print)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The recording that it makes.
+fn recording(options: &Doctor) -> Record {
+    Record {
+        pid: vec![options.pid],
+        all: false,
+        no_children: true,
+        duration: Some(options.duration),
+        frequency: options.frequency,
+        memory: MEMORY_BYTES,
+        output: Vec::new(),
+        source_map: Vec::new(),
+        json: options.json,
+        raw: None,
+        no_unwind: false,
+        exec: Vec::new(),
+    }
+}
+
+async fn examine(pid: Pid, options: &Record) -> Result<Report, RecordError> {
+    let packages = Packages::of(pid);
+    let command = proc_fs::command_line(pid);
+    let name = proc_fs::name(pid).unwrap_or_default();
+    let (profile, mut code, generated) = sample(pid, options).await?;
+    code::describe(&mut code).await?;
+    code::count(&mut code, &profile);
+    let run_time = RunTime::of(code.iter().map(|code| code.path.as_str()), &command);
+    let files = code.iter().filter(|code| code.description().is_some());
+    let owners = packages.owners(&files.map(|code| code.path.as_str()).collect::<Vec<_>>());
+    Ok(Report::of(Findings { pid, name, run_time, command, profile, code, generated, packages, owners }))
+}
+
+/// Samples the process, and notes what it has mapped while it is there.
+async fn sample(pid: Pid, options: &Record) -> Result<(Profile, Vec<Code>, Generated), RecordError> {
+    let mut signals = Signals::new().map_err(RecordError::Signals)?;
+    record::raise_open_files();
+    let (mut session, started_ns) = record::start(options, None).await?;
+    let _for_whatever_reason = record::wait_for_end(&mut session, options, None, &mut signals).await?;
+    let code = code::of_process(session.tracker(), pid);
+    let generated = Generated::of_process(session.tracker(), pid).await;
+    let profile = record::finish(session, started_ns, &mut signals).await?;
+    Ok((profile, code, generated))
+}

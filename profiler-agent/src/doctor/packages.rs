@@ -1,0 +1,235 @@
+//! Which package a file is of, by the files in which dpkg keeps its lists. They are those of the process's
+//! own root directory, so every length is bounded and no link leads out of it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+
+use profiler_common::address::Pid;
+
+use crate::tracker::{Opening, file_in, folder_in, open_owned, root_of};
+
+/// Lists of files that are read, at most, and bytes of one and of all. A desktop has 4,000 with 30 MB.
+const MOST_LISTS: usize = 20_000;
+const MOST_LIST_BYTES: u64 = 16 << 20;
+const MOST_BYTES: u64 = 256 << 20;
+
+/// `/etc/os-release` is read up to this many bytes.
+const MOST_RELEASE_BYTES: u64 = 64 << 10;
+
+/// How debug information is installed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Distribution {
+    /// By apt; from an archive of its own.
+    Debian {
+        /// `bookworm`; empty when it is not known.
+        codename: String,
+    },
+    /// By apt; from an archive of its own.
+    Ubuntu {
+        /// `noble`; empty when it is not known.
+        codename: String,
+    },
+    /// By dnf.
+    Rpm,
+    /// In some other way.
+    #[default]
+    Other,
+}
+
+/// The packages of a root directory.
+#[derive(Debug, Default)]
+pub(super) struct Packages {
+    pub(super) root: Option<OwnedFd>,
+    pub(super) distribution: Distribution,
+    /// The root directory is not ours: what is installed there is not found here.
+    pub(super) elsewhere: bool,
+    /// The archive of debug packages is among apt's sources.
+    pub(super) has_debug_archive: bool,
+}
+
+impl Packages {
+    /// Those of a process's root directory.
+    pub(super) fn of(pid: Pid) -> Self {
+        let Some(root) = root_of(pid) else { return Self::default() };
+        let release = file_in(&root, "etc/os-release").map(|file| text_of(file, MOST_RELEASE_BYTES));
+        let identity = |root: &OwnedFd| rustix::fs::fstat(root).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        let ours = root_of(Pid(std::process::id()));
+        Self {
+            distribution: distribution(&release.unwrap_or_default()),
+            elsewhere: ours.as_ref().and_then(identity) != identity(&root),
+            has_debug_archive: has_debug_archive(&root),
+            root: Some(root),
+        }
+    }
+
+    /// The package of each of these paths, as far as it is known.
+    pub(super) fn owners(&self, paths: &[&str]) -> HashMap<String, String> {
+        let mut owners = HashMap::new();
+        let Some(root) = &self.root else { return owners };
+        if !matches!(self.distribution, Distribution::Debian { .. } | Distribution::Ubuntu { .. }) || paths.is_empty() {
+            return owners;
+        }
+        let Some(folder) = folder_in(root, "var/lib/dpkg/info") else { return owners };
+        let wanted = spellings(paths);
+        let mut left_bytes = MOST_BYTES;
+        for list in names(&folder).filter(|name| name.ends_with(".list")).take(MOST_LISTS) {
+            let Opening::File(file) = open_owned(&folder, &list, &[0]) else { continue };
+            let text = text_of(file, MOST_LIST_BYTES.min(left_bytes));
+            left_bytes = left_bytes.saturating_sub(text.len() as u64);
+            let package = list.trim_end_matches(".list").split(':').next().unwrap_or_default();
+            for path in text.lines().filter_map(|line| wanted.get(line)) {
+                owners.entry((*path).to_owned()).or_insert_with(|| package.to_owned());
+            }
+        }
+        owners
+    }
+}
+
+/// Where /lib is a link to /usr/lib, a file has two names, and dpkg may know the other one.
+fn spellings<'p>(paths: &[&'p str]) -> HashMap<String, &'p str> {
+    let mut wanted = HashMap::new();
+    for path in paths {
+        let other = match path.strip_prefix("/usr") {
+            Some(rest) if rest.starts_with('/') => rest.to_owned(),
+            _ => format!("/usr{path}"),
+        };
+        wanted.insert(other, *path);
+    }
+    wanted.extend(paths.iter().map(|path| ((*path).to_owned(), *path)));
+    wanted
+}
+
+/// The package with the debug information of a package's files.
+pub(super) fn debug_package(package: &str) -> String {
+    let number = |start: &str| {
+        let rest = package.strip_prefix(start)?;
+        let version = rest.split('-').next().unwrap_or_default();
+        (!version.is_empty() && version.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')).then_some(version)
+    };
+    // Packages of the time before `-dbgsym` that were kept (Debian 12, Ubuntu 24.04).
+    if package == "libc6" {
+        return "libc6-dbg".to_owned();
+    }
+    if let Some(version) = number("openjdk-") {
+        return format!("openjdk-{version}-dbg");
+    }
+    if let Some(version) = number("libpython3").or_else(|| number("python3")) {
+        return format!("python3{version}-dbg");
+    }
+    format!("{package}-dbgsym")
+}
+
+fn distribution(release: &str) -> Distribution {
+    let value = |key: &str| {
+        let line = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_default().trim_matches('"').to_owned()
+    };
+    let plain = |text: &String| text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let codename = Some(value("VERSION_CODENAME")).filter(plain).unwrap_or_default();
+    let ids = format!("{} {}", value("ID"), value("ID_LIKE"));
+    let is = |name: &str| ids.split(' ').any(|id| id == name);
+    if is("ubuntu") {
+        Distribution::Ubuntu { codename }
+    } else if is("debian") {
+        Distribution::Debian { codename }
+    } else if is("fedora") || is("rhel") {
+        Distribution::Rpm
+    } else {
+        Distribution::Other
+    }
+}
+
+fn has_debug_archive(root: &OwnedFd) -> bool {
+    let lists = folder_in(root, "var/lib/apt/lists");
+    lists.is_some_and(|folder| {
+        // `HOST_debian-debug_dists_bookworm-debug_InRelease`, `ddebs.ubuntu.com_dists_noble_InRelease`.
+        names(&folder).take(MOST_LISTS).any(|name| name.contains("-debug_") || name.starts_with("ddebs."))
+    })
+}
+
+fn names(folder: &OwnedFd) -> impl Iterator<Item = String> {
+    let entries = rustix::fs::Dir::read_from(folder).ok();
+    let entries = entries.into_iter().flatten().map_while(Result::ok);
+    entries.filter_map(|entry| entry.file_name().to_str().ok().map(str::to_owned))
+}
+
+fn text_of(file: OwnedFd, most_bytes: u64) -> String {
+    let mut bytes = Vec::new();
+    // What can't be read is not known.
+    let _partly = File::from(file).take(most_bytes).read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_packages() {
+        for (package, expected) in [
+            ("nginx", "nginx-dbgsym"),
+            ("libc6", "libc6-dbg"),
+            ("libssl3", "libssl3-dbgsym"),
+            ("openjdk-17-jre-headless", "openjdk-17-dbg"),
+            ("openjdk-lts", "openjdk-lts-dbgsym"),
+            ("python3.11-minimal", "python3.11-dbg"),
+            ("libpython3.11", "python3.11-dbg"),
+            ("python3-numpy", "python3-numpy-dbgsym"),
+        ] {
+            assert_eq!(debug_package(package), expected);
+        }
+    }
+
+    #[test]
+    fn distributions() {
+        let debian = |codename: &str| Distribution::Debian { codename: codename.to_owned() };
+        let ubuntu = |codename: &str| Distribution::Ubuntu { codename: codename.to_owned() };
+        for (release, expected) in [
+            ("NAME=\"Debian\"\nID=debian\nVERSION_CODENAME=bookworm\n", debian("bookworm")),
+            ("ID=debian\nVERSION_CODENAME=\"x; reboot\"\n", debian("")),
+            ("ID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\n", ubuntu("noble")),
+            ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", ubuntu("")),
+            ("ID=fedora\n", Distribution::Rpm),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", Distribution::Rpm),
+            ("ID=arch\n", Distribution::Other),
+            ("", Distribution::Other),
+        ] {
+            assert_eq!(distribution(release), expected, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_found_under_both_of_its_names() {
+        let paths = ["/usr/lib/a.so", "/lib/b.so", "/usrlocal/c.so"];
+        let wanted = spellings(&paths);
+        for (line, path) in [
+            ("/usr/lib/a.so", "/usr/lib/a.so"),
+            ("/lib/a.so", "/usr/lib/a.so"),
+            ("/usr/lib/b.so", "/lib/b.so"),
+            ("/lib/b.so", "/lib/b.so"),
+            ("/usrlocal/c.so", "/usrlocal/c.so"),
+        ] {
+            assert_eq!(wanted.get(line), Some(&path), "{line}");
+        }
+        assert_eq!(wanted.get("local/c.so"), None);
+    }
+
+    /// By this system's own lists, where it has some.
+    #[test]
+    fn the_packages_of_this_system() {
+        let packages = Packages::of(Pid(std::process::id()));
+        assert!(!packages.elsewhere);
+        let path = std::fs::canonicalize("/bin/sh").unwrap();
+        let path = path.to_str().unwrap();
+        let owners = packages.owners(&[path, "/no/such/file"]);
+        assert_eq!(owners.get("/no/such/file"), None);
+        if let Ok(said) = std::process::Command::new("dpkg").args(["-S", path]).output()
+            && said.status.success()
+        {
+            let said = String::from_utf8(said.stdout).unwrap();
+            assert_eq!(owners.get(path).map(String::as_str), said.split(':').next(), "{said}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The answer for people: what is the matter, where, and what to do, in that order.
+
+use std::fmt::Write as _;
+
+use profiler_export::Broken;
+use profiler_model::clean;
+
+use super::fix::Fix;
+use super::generated::Names;
+use super::report::{Advice, CodeEntry, DebugInfo, Report, Symbols, Unwinding};
+use crate::counts::quoted;
+
+/// Places of broken stacks that are shown.
+const MOST_BROKEN: usize = 12;
+
+/// Characters of the path of a debug file where there is little room.
+const SHORT_DEBUG_PATH: usize = 28;
+
+/// Bytes of code without a table that are worth a word.
+const MANY_UNCOVERED_BYTES: u64 = 256;
+
+/// The answer, in lines of about `width` characters.
+pub(super) fn text(report: &Report, width: usize) -> String {
+    let mut text = headline(report) + "\n";
+    let items = items(report);
+    if !report.code.is_empty() {
+        text.push('\n');
+        table(&mut text, report, width);
+    }
+    if let Names::PerfMap { path, size_bytes } | Names::Jitdump { path, size_bytes } = &report.generated {
+        text.push('\n');
+        line(&mut text, &format!("Code made at run time is named by {path} ({size_bytes} bytes)."));
+    }
+    if !report.broken.is_empty() {
+        text.push_str("\nWhere stacks break:\n");
+        for entry in report.broken.iter().take(MOST_BROKEN) {
+            let number = items.iter().position(|(advice, _)| advice.iter().any(|advice| advice.fix == entry.fix));
+            let fix = number.map_or_else(|| entry.fix.to_string(), |at| format!("see {} below", at + 1));
+            line(&mut text, &format!("{:>8}  {}", entry.broken.samples, place(&entry.broken)));
+            line(&mut text, &format!("          {fix}"));
+        }
+        if let Some(more) = report.broken.len().checked_sub(MOST_BROKEN).filter(|more| *more > 0) {
+            line(&mut text, &format!("          and {more} more places: --json has all"));
+        }
+    }
+    if report.fixes.is_empty() {
+        text.push_str("\nNothing to do.\n");
+    } else {
+        text.push_str("\nWhat to do:\n");
+        for ((advice, command), number) in items.iter().zip(1..) {
+            let told: Vec<String> = advice.iter().map(|advice| words(advice, report)).collect();
+            line(&mut text, &format!("{number:>3}. {}", told.join("; ")));
+            if let Some(command) = command {
+                line(&mut text, &format!("       {command}"));
+            }
+        }
+    }
+    for note in &report.notes {
+        line(&mut text, &format!("Note: {note}"));
+    }
+    text
+}
+
+/// Adds a line. Names in it may be whatever a process chose.
+fn line(text: &mut String, line: &str) {
+    text.push_str(&clean(line));
+    text.push('\n');
+}
+
+fn headline(report: &Report) -> String {
+    let process = clean(&format!("{} (pid {})", report.name, report.pid)).into_owned();
+    if report.kernel_thread {
+        return format!("{process} is a thread of the kernel");
+    }
+    let seconds = report.duration_ns as f64 / 1e9;
+    if report.samples == 0 && report.lost == 0 {
+        return format!("{process} was idle: no CPU time was used in {seconds:.1} s, so there are no stacks to judge");
+    }
+    let mut text = format!("{process}: {} samples in {seconds:.1} s", report.samples);
+    if report.samples > 0 {
+        let _ =
+            write!(text, ", {} of the stacks complete", percent(report.samples - report.incomplete, report.samples));
+        if report.incomplete > 0 {
+            let _ = write!(text, " ({} are not)", report.incomplete);
+        }
+    }
+    if report.lost > 0 {
+        let _ = write!(text, ", {} lost", report.lost);
+    }
+    text
+}
+
+/// A share, never rounded up to all.
+fn percent(part: u64, all: u64) -> String {
+    let tenths = part.saturating_mul(1000) / all.max(1);
+    format!("{}.{}%", tenths / 10, tenths % 10)
+}
+
+fn table(text: &mut String, report: &Report, width: usize) {
+    let header = ["in samples", "unwinding", "rows", "refused", "symbols", "debug info", "code"].map(str::to_owned);
+    let whole: Vec<[String; 7]> = report.code.iter().map(|code| row(code, report, usize::MAX)).collect();
+    let fits = |rows: &[[String; 7]]| widths(&header, rows).iter().sum::<usize>() + 2 * header.len() <= width;
+    let rows =
+        if fits(&whole) { whole } else { report.code.iter().map(|code| row(code, report, SHORT_DEBUG_PATH)).collect() };
+    let [a, b, c, d, e, f, _last] = widths(&header, &rows);
+    for [samples, unwinding, rows, refused, symbols, debug_info, path] in std::iter::once(&header).chain(&rows) {
+        let left = format!("{samples:>a$}  {unwinding:<b$}  {rows:>c$}  {refused:>d$}");
+        line(text, &format!("{left}  {symbols:<e$}  {debug_info:<f$}  {path}"));
+    }
+}
+
+fn widths(header: &[String; 7], rows: &[[String; 7]]) -> [usize; 7] {
+    std::array::from_fn(|column| {
+        let cells = std::iter::once(header).chain(rows).map(|row| row[column].chars().count());
+        cells.max().unwrap_or(0)
+    })
+}
+
+fn row(code: &CodeEntry, report: &Report, debug_path_width: usize) -> [String; 7] {
+    let samples = if code.samples == 0 { "-".to_owned() } else { percent(code.samples, report.samples) };
+    let symbols = match code.symbols {
+        Symbols::Symtab => ".symtab",
+        Symbols::Go => "Go's",
+        Symbols::GnuDebugdata => ".gnu_debugdata",
+        Symbols::Dynsym => ".dynsym only",
+        Symbols::PerfMap => "perf map",
+        Symbols::Jitdump => "jitdump",
+        Symbols::None => "none",
+    };
+    let debug_info = match &code.debug_info {
+        DebugInfo::Own => "in the file".to_owned(),
+        DebugInfo::Separate { path } => shortened(path, debug_path_width),
+        DebugInfo::Go => "Go's".to_owned(),
+        DebugInfo::None => "none".to_owned(),
+    };
+    let (rows, refused) = match code.unwinding {
+        Unwinding::Table { rows, refused, unreadable, .. } => (rows.to_string(), (refused + unreadable).to_string()),
+        _ => (String::new(), String::new()),
+    };
+    let path = match code.mappings.len() {
+        0 | 1 => code.path.clone(),
+        count => format!("{} ({count} mappings)", code.path),
+    };
+    [samples, unwinding(code), rows, refused, symbols.to_owned(), debug_info, path]
+}
+
+fn unwinding(code: &CodeEntry) -> String {
+    match &code.unwinding {
+        Unwinding::Table { section, covered_bytes, uncovered_bytes, .. } => {
+            let all = covered_bytes.saturating_add(*uncovered_bytes);
+            // What start files add to every program is some dozens of bytes.
+            let lacking = uncovered_bytes.saturating_mul(20) > all && *uncovered_bytes >= MANY_UNCOVERED_BYTES;
+            // The kernel pads its own page.
+            if lacking && !code.path.starts_with('[') {
+                format!("{section} for {}", percent(*covered_bytes, all))
+            } else {
+                (*section).to_owned()
+            }
+        }
+        Unwinding::FramePointer { .. } => "frame pointers only".to_owned(),
+        Unwinding::None => "none".to_owned(),
+        Unwinding::Unsupported { why } if why.contains("32-bit") => "32-bit: not unwound".to_owned(),
+        Unwinding::Unsupported { .. } => "not unwound".to_owned(),
+        Unwinding::Unreadable { .. } => "unreadable".to_owned(),
+    }
+}
+
+/// `no_frame_pointer in bare_leaf, libbare.so+0x1139`.
+fn place(broken: &Broken) -> String {
+    let Broken { reason, function, file, address, addresses, .. } = broken;
+    let mut text = reason.name().to_owned();
+    if !function.is_empty() {
+        let _ = write!(text, " in {function}");
+    }
+    // Where code made at run time lies says nothing to anybody.
+    if let Some(name) = file.rsplit('/').next().filter(|name| !name.is_empty() && !name.starts_with('[')) {
+        let _ = write!(text, ", {name}+{address}");
+    }
+    if *addresses > 1 {
+        let _ = write!(text, " and {} more addresses", addresses - 1);
+    }
+    text
+}
+
+/// The things to do, and for each what is said of it. Packages are installed by one command.
+fn items(report: &Report) -> Vec<(Vec<&Advice>, Option<String>)> {
+    let mut items: Vec<(Vec<&Advice>, Option<String>)> = Vec::new();
+    for advice in &report.fixes {
+        let is_package = |advice: &Advice| matches!(advice.fix, Fix::InstallDebugPackage { .. });
+        let first = items.iter_mut().find(|(known, _)| is_package(advice) && known.iter().all(|one| is_package(one)));
+        if let (Some((known, command)), Fix::InstallDebugPackage { package }) = (first, &advice.fix) {
+            known.push(advice);
+            *command = command.take().map(|command| format!("{command} {}", quoted(package)));
+        } else {
+            items.push((vec![advice], advice.fix.command()));
+        }
+    }
+    items
+}
+
+/// What is to be done, and for which share of the samples.
+fn words(advice: &Advice, report: &Report) -> String {
+    let Advice { samples, fix, files } = advice;
+    let mut words = fix.to_string();
+    if *samples == 0 {
+        return words;
+    }
+    let _ = write!(words, " ({} of the samples", percent(*samples, report.samples));
+    if let Fix::InstallDebugPackage { .. } = fix {
+        let names: Vec<&str> = files.iter().filter_map(|file| file.rsplit('/').next()).collect();
+        let _ = write!(words, ": names in {}", names.join(", "));
+    }
+    words + ")"
+}
+
+/// A path in at most `width` characters: one that is too long loses its middle.
+fn shortened(path: &str, width: usize) -> String {
+    let length = path.chars().count();
+    if length <= width {
+        return path.to_owned();
+    }
+    let tail = width / 3 * 2;
+    let head = width.saturating_sub(tail + 1);
+    path.chars().take(head).chain(['…']).chain(path.chars().skip(length - tail)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::fixture;
+    use super::*;
+
+    /// Against a file in `golden`. `BLESS=1` rewrites it.
+    fn check(name: &str, found: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/doctor/golden").join(name);
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, found).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap();
+        assert!(expected == found, "{name} differs from what is written now (BLESS=1 rewrites it):\n{found}");
+    }
+
+    #[test]
+    fn a_server_with_defects_of_every_kind() {
+        let report = Report::of(fixture::server());
+        check("server.txt", &text(&report, 120));
+        let json: serde_json::Value = serde_json::from_str(&report.json().unwrap()).unwrap();
+        check("server.json", &format!("{json:#}\n"));
+    }
+
+    #[test]
+    fn a_process_that_is_idle() {
+        check("idle.txt", &text(&Report::of(fixture::idle()), usize::MAX));
+    }
+
+    #[test]
+    fn a_process_with_nothing_to_complain_about() {
+        check("whole.txt", &text(&Report::of(fixture::whole()), 120));
+    }
+
+    #[test]
+    fn a_virtual_machine() {
+        check("java.txt", &text(&Report::of(fixture::java()), 120));
+    }
+
+    #[test]
+    fn a_process_of_32_bits() {
+        check("32-bit.txt", &text(&Report::of(fixture::process_of_32_bits()), 120));
+    }
+
+    #[test]
+    fn shares_are_never_rounded_up_to_all() {
+        assert_eq!(percent(9_999, 10_000), "99.9%");
+        assert_eq!(percent(0, 0), "0.0%");
+        assert_eq!(percent(3, 3), "100.0%");
+    }
+
+    #[test]
+    fn long_paths_lose_their_middle() {
+        assert_eq!(shortened("/usr/lib/debug/abcdef.debug", 27), "/usr/lib/debug/abcdef.debug");
+        assert_eq!(shortened("/usr/lib/debug/abcdef.debug", 15), "/usr…cdef.debug");
+        assert_eq!(shortened("日本語テキスト", 4), "日…スト");
+    }
+}
