@@ -1,8 +1,9 @@
-//! x86_64: the code that gcc's and glibc's start files put into every program and library, without CFI.
-//! Short-lived programs are often sampled there: its first instructions bring in pages.
+//! x86_64: the code that gcc's and glibc's start files put into every program and library, without CFI,
+//! and musl's caller of `main`. Short-lived programs are often sampled there: its first instructions
+//! bring in pages.
 //!
 //! Known by its bytes, as gcc 8 and later and glibc 2.25 and later have it, with and without `-fPIC` and
-//! `-fcf-protection`. Other code stays unknown.
+//! `-fcf-protection`, and as gcc makes it of musl 1.1.20 and later. Other code stays unknown.
 
 use profiler_common::row::Rule;
 
@@ -45,12 +46,32 @@ const DTORS: [&str; 3] = [
     "80 3d .. .. .. .. 00 75 .. 55 48 89 e5 e8 .. .. .. .. b8 .. .. .. .. 48 85 c0 74 0a bf .. .. .. .. \
      e8 .. .. .. .. c6 05 .. .. .. .. 01 5d c3",
 ];
+/// `libc_start_main_stage2` (musl/src/env/__libc_start_main.c), which jumps and calls lead to: push %r13;
+/// ...; push %r12; ...; push %rbp; ...; push %rbx; ...; sub $8, %rsp; call; ...; call *%rbx, which is
+/// `main`; mov %eax, %edi; call, which is `exit`. Anywhere: gcc -Os aligns no functions.
+const MUSL_STAGE2: &str = "41 55 48 63 c6 41 54 4c 8d 6c c2 08 49 89 d4 55 48 89 c5 53 48 89 fb 48 83 ec 08 \
+     e8 .. .. .. .. 89 ef 4c 89 ea 4c 89 e6 ff d3 89 c7 e8 .. .. .. ..";
+/// How it begins.
+const MUSL_STAGE2_BEGINNING: &[u8] = &[0x41, 0x55, 0x48, 0x63, 0xc6, 0x41, 0x54];
+/// Up to where it keeps how many words on the stack, and the slot of rbp.
+const MUSL_STAGE2_ROWS: [(usize, Rule); 6] = [
+    (2, NO_FRAME),
+    (7, ONE_WORD),
+    (16, Rule::x86_64(0, 0, 3)),
+    (20, Rule::x86_64(0, 4, 4)),
+    (27, Rule::x86_64(0, 4, 5)),
+    (49, Rule::x86_64(0, 4, 6)),
+];
+
 /// Where it pushes rbp, behind the jne, in bytes.
 const DTORS_PUSH_AT: usize = 9;
 
 /// Up to which byte of `code`, which is at `address`, which rule holds, in ascending order, when a
 /// function of the start files begins there.
 pub(crate) fn rules(address: u64, code: &[u8]) -> Option<Vec<(usize, Rule)>> {
+    if code.starts_with(MUSL_STAGE2_BEGINNING) && matched(MUSL_STAGE2, code).is_some() {
+        return Some(MUSL_STAGE2_ROWS.to_vec());
+    }
     if !address.is_multiple_of(SECTION_ALIGNMENT) {
         return None;
     }
@@ -140,6 +161,19 @@ mod tests {
         assert_eq!(rules(0x1000, &code).unwrap()[2], (38, NO_FRAME));
         code[8] += 1;
         assert_eq!(rules(0x1000, &code), None, "jne leads elsewhere");
+    }
+
+    #[test]
+    fn caller_of_main_in_musl() {
+        let code = bytes(MUSL_STAGE2);
+        let rows = rules(0x1003, &code).unwrap();
+        assert_eq!(rows.last(), Some(&(code.len(), Rule::x86_64(0, 4, 6))));
+        // Each row begins behind a push, and behind sub $8, %rsp.
+        let pushes = [(0, 0x55), (5, 0x54), (15, 0x55), (19, 0x53), (26, 0x08)];
+        for ((end, _rule), (before, last)) in rows.iter().zip(pushes) {
+            assert!(code[*end - 1] == last && *end > before, "{end}");
+        }
+        assert_eq!(rules(0x1003, &code[..code.len() - 1]), None);
     }
 
     #[test]
