@@ -18,7 +18,8 @@ const OPTIONS: [&str; 2] = ["-F", "999"];
 const BRIEF: &[&[&str]] = &[&["outer", "inner", "leaf"]];
 
 /// A stripped program: its functions go by their addresses, which those of its twin tell.
-fn stripped(lab: &Lab, workload: &'static str, twin: &str) -> Kind {
+fn stripped(lab: &Lab, kind: Kind, twin: &str) -> Kind {
+    let workload = kind.workload;
     let bytes = fs::read(lab.workload(twin)).unwrap();
     let file = object::File::parse(&*bytes).unwrap();
     let functions = file.symbols().filter(|symbol| symbol.kind() == object::SymbolKind::Text && symbol.size() > 0);
@@ -29,14 +30,12 @@ fn stripped(lab: &Lab, workload: &'static str, twin: &str) -> Kind {
         let (start, (name, size)) = functions.range(..=address).next_back()?;
         (address - start < *size).then(|| name.clone())
     };
-    Kind::new(workload, CPU_MS, BRIEF).renamed(rename)
+    kind.renamed(rename)
 }
 
-/// With musl, which has no unwind tables: the callers of `main` are not known.
-fn musl(workload: &'static str) -> Kind {
-    Kind::new(workload, CPU_MS, &[])
-        .cut("no_frame_pointer", &[ONE, "main", "outer", "inner", "leaf"])
-        .cut("no_frame_pointer", &[CLOCK, ANY])
+/// With musl, which has no unwind tables: its caller of `main` is known by its bytes.
+fn musl(workload: &'static str, start: &str) -> Kind {
+    Kind::new(workload, CPU_MS, &[]).chain(&[start, ONE, "main", "outer", "inner", "leaf"])
 }
 
 #[test]
@@ -45,9 +44,9 @@ fn builds() {
     let kinds = [
         Kind::new("brief-static", CPU_MS, BRIEF),
         Kind::new("brief-st-pie", CPU_MS, BRIEF),
-        stripped(&lab, "stripped", "brief"),
-        stripped(&lab, "static-stripped", "brief-static"),
-        stripped(&lab, "st-pie-stripped", "brief-st-pie"),
+        stripped(&lab, Kind::new("stripped", CPU_MS, BRIEF), "brief"),
+        stripped(&lab, Kind::new("static-stripped", CPU_MS, BRIEF), "brief-static"),
+        stripped(&lab, Kind::new("st-pie-stripped", CPU_MS, BRIEF), "brief-st-pie"),
         Kind::new("debug-frame", CPU_MS, BRIEF),
         Kind::new("cet", CPU_MS, BRIEF),
         Kind::new(
@@ -60,9 +59,9 @@ fn builds() {
             ],
         ),
         Kind::new("far", CPU_MS, &[&["caller", "far_outer", "far_inner", "leaf"]]),
-        musl("musl"),
-        musl("musl-static"),
-        musl("musl-st-pie"),
+        musl("musl", "_start"),
+        musl("musl-static", "_start"),
+        stripped(&lab, musl("musl-stripped", NAMELESS), "musl-static"),
     ];
     let profile = check_all(&lab, &OPTIONS, &kinds);
     let cold =
@@ -175,6 +174,10 @@ fn thrower(workload: &'static str) -> Kind {
     kind.cut("unsupported_cfi", &["_Unwind_Resume", ANY]).cut("unsupported_cfi", &["_Unwind_RaiseException", ANY])
 }
 
+const CART: [&str; 4] = ["cart::main", "cart::serve", "cart::shop::checkout", "cart::shop::Cart<u64>::total"];
+/// It goes by the clock on the wall.
+const CART_MS: u32 = 8 * CPU_MS;
+
 #[test]
 fn languages_and_libraries() {
     let Some(lab) = lab() else { return };
@@ -184,12 +187,8 @@ fn languages_and_libraries() {
         thrower("thrower-static"),
         Kind::new("crypto", 2 * CPU_MS, &crypto.each_ref().map(|chain| chain.as_slice()))
             .chain(&[START.as_slice(), &["main", "leaf"]].concat()),
-        // It goes by the clock on the wall.
-        Kind::new(
-            "cart-fp",
-            8 * CPU_MS,
-            &[&[ANY, "cart::main", "cart::serve", "cart::shop::checkout", "cart::shop::Cart<u64>::total"]],
-        ),
+        Kind::new("cart-fp", CART_MS, &[&[&[ANY], CART.as_slice()].concat()]),
+        Kind::new("cart-musl", CART_MS, &[]).chain(&[["_start", ONE, "main", ANY].as_slice(), &CART].concat()),
     ];
     let _checked = check_all(&lab, &OPTIONS, &kinds);
 }
