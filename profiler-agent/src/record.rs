@@ -113,7 +113,12 @@ pub(crate) fn check_target(options: &Record) -> Result<(), RecordError> {
     if options.pid.is_empty() && !options.all && options.exec.is_empty() {
         return Err(RecordError::NoTarget);
     }
-    for pid in options.pid.iter().copied().map(Pid) {
+    check_pids(&options.pid)
+}
+
+/// Whether these are processes that have not ended.
+pub(crate) fn check_pids(pids: &[u32]) -> Result<(), RecordError> {
+    for pid in pids.iter().copied().map(Pid) {
         match proc_fs::process_of_thread(pid) {
             None => return Err(RecordError::NoProcess(pid)),
             Some(process) if process != pid => return Err(RecordError::Thread(pid, process)),
@@ -249,7 +254,12 @@ fn title(options: &Record) -> String {
     if !options.exec.is_empty() {
         return options.exec.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     }
-    let named = options.pid.iter().map(|pid| match proc_fs::name(Pid(*pid)) {
+    title_of(&options.pid)
+}
+
+/// These processes, for people.
+pub(crate) fn title_of(pids: &[u32]) -> String {
+    let named = pids.iter().map(|pid| match proc_fs::name(Pid(*pid)) {
         Some(name) => format!("{name} (pid {pid})"),
         None => format!("pid {pid}"),
     });
@@ -277,6 +287,7 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
         sideband_bytes: SIDEBAND_BYTES,
         unwind: !options.no_unwind,
         whole_stack: options.raw.is_some(),
+        threads: false,
     })
 }
 

@@ -15,3 +15,4 @@ pub mod row;
 pub mod search;
 pub mod settings;
 pub mod step;
+pub mod thread;

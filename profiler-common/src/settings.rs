@@ -38,6 +38,16 @@ settings! {
     TASK_MM;
     /// `task_struct.tgid`.
     TASK_TGID;
+    /// `task_struct.pid`.
+    TASK_PID;
+    /// `task_struct.comm`.
+    TASK_COMM;
+    /// `task_struct.nvcsw`: how often it went off the CPU by itself.
+    TASK_NVCSW;
+    /// `task_struct.nivcsw`: how often it was made to.
+    TASK_NIVCSW;
+    /// `task_struct.on_cpu`: 1 while a CPU runs it. 0 when there is no such member, on kernels for one CPU.
+    TASK_ON_CPU;
     /// `task_struct.signal`.
     TASK_SIGNAL;
     /// `signal_struct.live`: threads that have not begun to exit.

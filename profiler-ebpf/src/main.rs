@@ -2,7 +2,7 @@
 //!
 //! `sample` runs on every tick of a CPU's clock event, fills in the header of a record and
 //! tail-calls `unwind`, which walks the user stack and writes the record. `fork`, `exec` and `exit`
-//! keep the tables of processes true.
+//! keep the tables of processes true. `threads` tells of threads whether they run or not.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -15,6 +15,7 @@ mod maps;
 mod sample;
 mod settings;
 mod task;
+mod threads;
 mod unwind;
 
 use aya_ebpf::macros::{perf_event, raw_tracepoint};
@@ -52,6 +53,14 @@ pub fn exec(_ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn exit(ctx: RawTracePointContext) -> i32 {
     follow::on_exit(&ctx);
+    0
+}
+
+/// One thread of all, or the end of the list: an iterator runs when its file is read.
+#[unsafe(link_section = "iter/task")]
+#[unsafe(no_mangle)]
+pub extern "C" fn threads(context: *const threads::Context) -> i32 {
+    threads::run(context);
     0
 }
 

@@ -7,6 +7,7 @@ use profiler_common::counter::{COUNT, Counter};
 use profiler_common::limits::{CHUNK_BYTES, MAX_PROCESSES, SCRATCH_WORDS};
 use profiler_common::range::ProcessEntry;
 use profiler_common::step::Registers;
+use profiler_common::thread;
 
 /// A chunk of rows or ranges.
 pub(crate) type Chunk = [u64; CHUNK_BYTES / 8];
@@ -59,6 +60,10 @@ pub(crate) static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS]> = PerCpuArray::with
 /// The walk that a CPU is on.
 #[map]
 pub(crate) static WALK: PerCpuArray<Walk> = PerCpuArray::with_max_entries(1, 0);
+
+/// The record that the iterator over threads is making.
+#[map]
+pub(crate) static THREAD: Array<[u64; thread::MAX_WORDS]> = Array::with_max_entries(1, 0);
 
 /// What `profiler_common::counter::Counter` names.
 #[map]

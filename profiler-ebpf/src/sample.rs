@@ -61,8 +61,9 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     finish(record, walk, stop);
 }
 
+/// Whether the process is one of those to look at.
 #[inline(always)]
-fn is_followed(process: u32) -> bool {
+pub(crate) fn is_followed(process: u32) -> bool {
     match FOLLOWED.get_ptr(process) {
         // SAFETY: a value of the map that the look-up just returned; one 4-byte load.
         Some(followed) => unsafe { *followed != 0 },
@@ -104,7 +105,7 @@ fn start_walk(process: u32, walk: &mut Walk) -> StopReason {
         return StopReason::Process32Bit;
     }
     walk.registers = arch::registers(saved);
-    arch::read_other_registers(saved, &mut walk.other);
+    arch::read_other_registers(saved, walk.other.as_mut_ptr());
     if walk.registers.pc == 0 {
         // A kernel thread with a borrowed mm, or an io_uring worker: never was in user space.
         return StopReason::NoUserStack;

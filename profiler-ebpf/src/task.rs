@@ -1,6 +1,7 @@
 //! Fields of kernel structures, at the offsets that user space found in the kernel's BTF.
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::task_struct;
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs};
 use aya_ebpf::programs::PerfEventContext;
@@ -38,6 +39,16 @@ pub(crate) fn user_registers(task: u64) -> u64 {
         return unsafe { bpf_task_pt_regs(task) } as u64;
     }
     word(task, settings::task_stack()).wrapping_add(settings::stack_to_pt_regs())
+}
+
+/// Where the user registers of a task are saved that is not running. `address` is `task` as a number.
+#[inline(always)]
+pub(crate) fn registers_of(task: *mut task_struct, address: u64) -> u64 {
+    if settings::has_task_pt_regs() != 0 {
+        // SAFETY: `task` is what the verifier knows for a task.
+        return unsafe { bpf_task_pt_regs(task) } as u64;
+    }
+    word(address, settings::task_stack()).wrapping_add(settings::stack_to_pt_regs())
 }
 
 /// Whether the event hit kernel mode.

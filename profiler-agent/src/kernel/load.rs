@@ -17,7 +17,7 @@ use super::programs::ProgramFigures;
 use super::records::Records;
 use super::sideband::Sideband;
 use super::tables::{Followed, Tables, map_error, take};
-use super::{KernelError, online_cpus};
+use super::{KernelError, online_cpus, threads};
 
 /// The kernel programs for this CPU architecture, as `cargo xtask ebpf` built them.
 #[cfg(target_arch = "x86_64")]
@@ -60,6 +60,8 @@ pub struct LoadOptions {
     pub unwind: bool,
     /// Records carry what is needed to check their unwinding.
     pub whole_stack: bool,
+    /// Load the iterator over threads, too, where the kernel has it.
+    pub threads: bool,
 }
 
 /// The loaded kernel side.
@@ -78,6 +80,8 @@ pub struct Kernel {
     pub sampling: Sampling,
     /// What the verifier and the JIT made of each program.
     pub figures: Vec<ProgramFigures>,
+    /// Why there is no iterator over threads ([`Sampling::threads`]) though it was asked for.
+    pub without_threads: Option<KernelError>,
 }
 
 /// The clocks of all CPUs and the attached programs; dropping it detaches everything.
@@ -85,7 +89,7 @@ pub struct Sampling {
     clocks: Vec<PerfEvent>,
     // Held for what they keep attached: the array of programs, the tracepoints.
     _tail_calls: ProgramArray<MapData>,
-    _ebpf: aya::Ebpf,
+    ebpf: aya::Ebpf,
 }
 
 impl Sampling {
@@ -95,6 +99,10 @@ impl Sampling {
     /// When the kernel refuses one.
     pub fn start(&self) -> Result<(), KernelError> {
         self.clocks.iter().try_for_each(PerfEvent::enable)
+    }
+
+    pub(super) fn ebpf_mut(&mut self) -> &mut aya::Ebpf {
+        &mut self.ebpf
     }
 
     /// Stops the clocks of all CPUs.
@@ -124,6 +132,14 @@ impl Kernel {
             clock.set_program(programs.sample.as_fd())?;
             clocks.push(clock);
         }
+        let without_threads = match options.threads.then(|| threads::load(&mut ebpf)) {
+            Some(Ok(figure)) => {
+                figures.push(figure);
+                None
+            }
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
         let sideband = Sideband::open(&cpus, options.sideband_bytes)?;
         let records = RingBuf::try_from(take(&mut ebpf, "RECORDS")?).map_err(map_error("RECORDS"))?;
         let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).map_err(map_error("COUNTERS"))?;
@@ -133,8 +149,9 @@ impl Kernel {
             tables: Tables::new(&mut ebpf, options.row_chunks)?,
             followed: Followed::new(&mut ebpf)?,
             counters: Counters::new(counters),
-            sampling: Sampling { clocks, _tail_calls: programs.tail_calls, _ebpf: ebpf },
+            sampling: Sampling { clocks, _tail_calls: programs.tail_calls, ebpf },
             figures,
+            without_threads,
         })
     }
 }
@@ -171,6 +188,12 @@ fn settings(options: &LoadOptions) -> Result<Vec<(Setting, u64)>, KernelError> {
         (Setting::TASK_STACK, task("stack")?),
         (Setting::TASK_MM, task("mm")?),
         (Setting::TASK_TGID, task("tgid")?),
+        (Setting::TASK_PID, task("pid")?),
+        (Setting::TASK_COMM, task("comm")?),
+        (Setting::TASK_NVCSW, task("nvcsw")?),
+        (Setting::TASK_NIVCSW, task("nivcsw")?),
+        // Without CONFIG_SMP there is none.
+        (Setting::TASK_ON_CPU, task("on_cpu").unwrap_or(0)),
         (Setting::TASK_SIGNAL, task("signal")?),
         (Setting::SIGNAL_LIVE, btf.member_offset_bytes("signal_struct", "live")?),
         (Setting::STACK_TO_PT_REGS, STACK_TO_PT_REGS),
@@ -224,7 +247,7 @@ struct SamplingPrograms {
     tail_calls: ProgramArray<MapData>,
 }
 
-fn program<'a, P>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>
+pub(super) fn program<'a, P>(ebpf: &'a mut aya::Ebpf, name: &'static str) -> Result<&'a mut P, KernelError>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program>,
 {
@@ -233,6 +256,6 @@ where
         .ok_or_else(|| KernelError::Load { what: format!("program {name}"), message: "not in the object".to_owned() })
 }
 
-fn load_error<E: std::error::Error>(program: &'static str) -> impl Fn(E) -> KernelError {
+pub(super) fn load_error<E: std::error::Error>(program: &'static str) -> impl Fn(E) -> KernelError {
     move |error| KernelError::Load { what: format!("program {program}"), message: chain(&error) }
 }

@@ -8,12 +8,15 @@ pub mod counters;
 mod error;
 mod load;
 mod mapped;
+mod memory;
 mod perf_event;
 mod programs;
+mod ptrace;
 mod records;
 pub mod sideband;
 mod tables;
 pub mod terminal;
+mod threads;
 mod wake;
 
 pub use check::{check_frequency, check_support};
@@ -21,7 +24,9 @@ pub use error::KernelError;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use load::POINTER_AUTH_MASK;
 pub use load::{Kernel, LoadOptions, Sampling};
+pub use memory::read_memory;
 pub use programs::{ProgramFigures, verifier_report};
+pub use ptrace::{Stopped, while_stopped};
 pub use records::Records;
 pub use tables::{Followed, Tables};
 pub use wake::Wake;

@@ -45,6 +45,7 @@ pub fn verifier_report() -> Result<Vec<ProgramFigures>, KernelError> {
         sideband_bytes: 64 << 10,
         unwind: true,
         whole_stack: false,
+        threads: true,
     };
     Ok(Kernel::load(&options)?.figures)
 }

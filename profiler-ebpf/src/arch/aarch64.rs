@@ -39,7 +39,7 @@ pub(crate) fn registers(saved: u64) -> Registers {
 
 /// No CFA counts from other registers than sp and x29.
 #[inline(always)]
-pub(crate) fn read_other_registers(_saved: u64, _other: &mut [u64; 16]) {}
+pub(crate) fn read_other_registers(_saved: u64, _other: *mut u64) {}
 
 /// One unwinding step; see `profiler_common::step`.
 #[inline(always)]

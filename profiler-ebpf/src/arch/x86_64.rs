@@ -37,13 +37,14 @@ pub(crate) fn registers(saved: u64) -> Registers {
 }
 
 /// r11 to rdi, in one piece: they stand in this order (`profiler_common::row::OTHER_REGISTERS`).
+/// `other` has room for `OTHER_REGISTER_WORDS` words.
 #[inline(always)]
-pub(crate) fn read_other_registers(saved: u64, other: &mut [u64; 16]) {
+pub(crate) fn read_other_registers(saved: u64, other: *mut u64) {
     const R11: u64 = 48;
     let from = saved.wrapping_add(R11) as *const _;
-    // SAFETY: 72 bytes into a buffer of 128; the helper checks the address, and clears the buffer
-    // when it can't be read.
-    unsafe { bpf_probe_read_kernel(other.as_mut_ptr().cast(), (OTHER_REGISTER_WORDS * 8) as u32, from) };
+    // SAFETY: the callers' buffer has room for 72 bytes; the helper checks the address, and clears the
+    // buffer when it can't be read.
+    unsafe { bpf_probe_read_kernel(other.cast(), (OTHER_REGISTER_WORDS * 8) as u32, from) };
 }
 
 /// One unwinding step; see `profiler_common::step`.
