@@ -30,6 +30,11 @@ pub enum Command {
     /// Say how well a process can be profiled, and what makes it better
     #[command(after_help = DOCTOR)]
     Doctor(Doctor),
+    /// Print the stack of every thread of a process now, whether it runs or waits
+    ///
+    /// The process is not stopped. Its children are processes of their own: name them, too.
+    #[command(after_help = DUMP_EXAMPLES)]
+    Dump(DumpOptions),
     /// Become a command when continued (used by `record -- COMMAND`)
     #[command(hide = true)]
     Launch {
@@ -84,6 +89,36 @@ pub struct Doctor {
     /// Print all that was found as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+const DUMP_EXAMPLES: &str = "Examples:
+  spanflame dump -p 1234                                what every thread of a process does
+  spanflame dump -p 1234 -p 1240 --json                 of two processes, for a script
+
+A block for each stack: a line TID NAME STATE [SYSTEM CALL] for each thread that has it, then its functions, the
+innermost first. Threads that run come first (R), then those that can't be interrupted (D), then the rest.
+
+Exit code: 0 done, 1 failed, 2 bad usage, 3 not permitted or not supported here.";
+
+/// `spanflame dump`.
+#[derive(Debug, Args)]
+pub struct DumpOptions {
+    /// Show the threads of this process. Repeatable
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
+          required = true)]
+    pub pid: Vec<u32>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show source files below FROM as below TO; of several the longest FROM counts. Repeatable
+    #[arg(long, value_name = "FROM=TO")]
+    pub source_map: Vec<Rule>,
+    /// Stop each thread for a moment, as on kernels that can't read it in place
+    #[arg(long, hide = true)]
+    pub ptrace: bool,
+    /// Look at the threads so many times, and show what the last look saw
+    #[arg(long, hide = true, default_value = "1")]
+    pub times: NonZeroU32,
 }
 
 /// `spanflame record`.
@@ -149,7 +184,9 @@ pub fn usage_error(error: &clap::Error) -> Option<String> {
         _ => false,
     };
     let hint = if stray { ". A process is named by -p PID, a command comes behind --" } else { "" };
-    Some(format!("{line}{hint}. See: spanflame record --help"))
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: spanflame "));
+    let command = usage.and_then(|usage| usage.split(' ').next()).filter(|word| !word.starts_with(['[', '<', '-']));
+    Some(format!("{line}{hint}. See: spanflame {} --help", command.unwrap_or("record")))
 }
 
 fn parse_pid(text: &str) -> Result<u32, String> {
@@ -285,6 +322,8 @@ mod tests {
             }
             assert!(!line.contains("tip:") && !line.contains("error:"), "{line}");
         }
+        let line = usage_error(&Cli::try_parse_from(["spanflame", "dump"]).unwrap_err()).unwrap();
+        assert!(line.contains("--pid") && line.ends_with("See: spanflame dump --help"), "{line}");
         for answer in ["--help", "--version"] {
             assert_eq!(usage_error(&Cli::try_parse_from(["spanflame", answer]).unwrap_err()), None);
         }

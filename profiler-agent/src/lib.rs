@@ -5,6 +5,7 @@ pub mod cli;
 mod clock;
 mod counts;
 pub mod doctor;
+pub mod dump;
 mod ending;
 mod generated;
 mod interpreter;

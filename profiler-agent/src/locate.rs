@@ -53,6 +53,58 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
             };
         }
     }
+    Ok(located(&header, sample.kernel_frames, (frames, stop), tracker))
+}
+
+/// Unwinds a thread that stands still, in its own memory, and locates it. `header` has its registers, and
+/// the reason when there is nothing to unwind. With `give_up` it makes do with what there is.
+///
+/// # Errors
+/// With the file whose table it has to wait for.
+pub(crate) fn locate_standing(
+    header: SampleHeader,
+    kernel_frames: &[u64],
+    memory: &mut impl Machine,
+    tracker: &Tracker,
+    give_up: bool,
+) -> Result<LocatedSample, FileKey> {
+    let process = tracker.process(header.pid);
+    if header.stop != StopReason::Complete {
+        return Ok(located(&header, kernel_frames, (Vec::new(), header.stop), tracker));
+    }
+    let mut frames = vec![header.registers[0] & FRAME_ADDRESS | FRAME_EXACT];
+    let stop = match process.map(|process| unwind(&header, memory, (tracker, process), &mut frames)) {
+        Some(GoneOn::Stopped(stop)) => stop,
+        Some(GoneOn::NeedsTable(file)) if !give_up => return Err(file),
+        Some(GoneOn::NeedsTable(_)) => StopReason::NoUnwindTable,
+        None => StopReason::NoTable,
+    };
+    Ok(located(&header, kernel_frames, (frames, stop), tracker))
+}
+
+/// Cuts a stack that was located before it was known what was mapped then: the code at a frame was another.
+pub(crate) fn recheck(mut sample: LocatedSample, tracker: &Tracker) -> LocatedSample {
+    let Some(process) = tracker.process(sample.header.pid) else { return sample };
+    let place = |code: &Code| (code.file, code.start, code.file_offset);
+    let is_stale = |frame: &LocatedFrame| {
+        let now = process.mapping_at(frame.address, sample.header.time);
+        now.map(place) != frame.code.as_ref().map(place)
+    };
+    if let Some(stale) = sample.user_frames.iter().position(is_stale) {
+        sample.user_frames.truncate(stale + 1);
+        sample.stop = StopReason::MappingChanged;
+    }
+    sample
+}
+
+/// Looks up what each frame is in.
+fn located(
+    header: &SampleHeader,
+    kernel_frames: &[u64],
+    (frames, mut stop): (Vec<u64>, StopReason),
+    tracker: &Tracker,
+) -> LocatedSample {
+    let process = tracker.process(header.pid);
     let located = |frame: u64| {
         let address = lookup_address(frame);
         let code = process.and_then(|process| process.mapping_at(address, header.time)).copied();
@@ -68,10 +120,10 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
         user_frames.clear();
         stop = StopReason::NoUserStack;
     }
-    let kernel_frames = sample.kernel_frames.iter().enumerate();
+    let kernel_frames = kernel_frames.iter().enumerate();
     let kernel_frames =
         kernel_frames.map(|(depth, pc)| VirtualAddress(pc.wrapping_sub(u64::from(depth > 0)))).collect();
-    Ok(LocatedSample { header, kernel_frames, user_frames, stop })
+    LocatedSample { header: *header, kernel_frames, user_frames, stop }
 }
 
 fn lookup_address(frame: u64) -> VirtualAddress {
@@ -113,22 +165,35 @@ enum GoneOn {
 
 /// Unwinds from where the kernel program stopped, in the stack copy.
 fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frames: &mut Vec<u64>) -> GoneOn {
-    let [pc, sp, fp, lr] = sample.header.registers;
+    let start = sample.header.registers[1];
+    let mut stack =
+        StackCopy { start, words: sample.stack, other: sample.other_registers, read: [0; 64], ended: false };
+    match unwind(&sample.header, &mut stack, (tracker, process), frames) {
+        GoneOn::Stopped(_) if stack.ended && sample.stack.len() == MAX_STACK_COPY_BYTES / 8 => {
+            GoneOn::Stopped(StopReason::StackCopyEnded)
+        }
+        gone_on => gone_on,
+    }
+}
+
+/// Unwinds from the last of `frames`, whose registers the header has.
+fn unwind(
+    header: &SampleHeader,
+    stack: &mut impl Machine,
+    (tracker, process): (&Tracker, &TrackedProcess),
+    frames: &mut Vec<u64>,
+) -> GoneOn {
+    let [pc, sp, fp, lr] = header.registers;
     let exact = frames.last().map_or(1, |frame| u64::from(frame & FRAME_EXACT != 0));
     let interrupted = u64::from(frames.iter().skip(1).any(|frame| frame & FRAME_EXACT != 0));
     let mut registers = Registers { pc, sp, fp, lr, interrupted, exact };
-    let mut stack =
-        StackCopy { start: sp, words: sample.stack, other: sample.other_registers, read: [0; 64], ended: false };
     while frames.len() < MAX_USER_FRAMES {
-        let rule = match rule_at(tracker, process, VirtualAddress(registers.lookup_pc()), sample.header.time) {
+        let rule = match rule_at(tracker, process, VirtualAddress(registers.lookup_pc()), header.time) {
             Ok(rule) => rule,
             Err(stopped) => return stopped,
         };
-        match step(rule.0, &mut registers, &mut stack) {
+        match step(rule.0, &mut registers, stack) {
             0 => {}
-            _ if stack.ended && sample.stack.len() == MAX_STACK_COPY_BYTES / 8 => {
-                return GoneOn::Stopped(StopReason::StackCopyEnded);
-            }
             stop => return GoneOn::Stopped(stop_reason(stop)),
         }
         let how = if rule.by_frame_pointer() { FRAME_BY_FRAME_POINTER } else { 0 };
@@ -154,12 +219,12 @@ fn rule_at(
 }
 
 #[cfg(target_arch = "x86_64")]
-fn step(rule: u32, registers: &mut Registers, stack: &mut StackCopy<'_>) -> u64 {
+fn step(rule: u32, registers: &mut Registers, stack: &mut impl Machine) -> u64 {
     profiler_common::step::step_x86_64(rule, registers, stack)
 }
 
 #[cfg(target_arch = "aarch64")]
-fn step(rule: u32, registers: &mut Registers, stack: &mut StackCopy<'_>) -> u64 {
+fn step(rule: u32, registers: &mut Registers, stack: &mut impl Machine) -> u64 {
     profiler_common::step::step_aarch64(rule, registers, stack, crate::kernel::POINTER_AUTH_MASK)
 }
 

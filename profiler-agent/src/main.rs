@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use profiler_agent::cli::{Cli, Command, answer, complain, usage_error, with_causes};
 use profiler_agent::worker::{self, Role};
-use profiler_agent::{doctor, kernel, launch, record};
+use profiler_agent::{doctor, dump, kernel, launch, record};
 
 fn main() -> ExitCode {
     let Cli { command } = match Cli::try_parse() {
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     match command {
         Command::Record(options) => ended(record::run(&options)),
         Command::Doctor(options) => ended(doctor::run(&options)),
+        Command::Dump(options) => ended(dump::run(&options)),
         Command::Launch { command } => launch::run(&command),
         Command::Worker { role } => match Role::from_word(&role) {
             Some(role) => worker::run(role),

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 
-use profiler_common::address::{FileOffset, Pid, VirtualAddress};
+use profiler_common::address::{FileOffset, Pid, Tid, VirtualAddress};
 
 use crate::kernel::sideband::{FileId, Mapping};
 
@@ -146,6 +146,26 @@ pub(crate) fn with_descendants(roots: &[Pid]) -> io::Result<Vec<Pid>> {
 pub(crate) fn children() -> Vec<Pid> {
     let text = fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or_default();
     text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok().map(Pid)).collect()
+}
+
+/// The threads of a process; none when it has ended.
+pub(crate) fn threads(pid: Pid) -> Vec<Tid> {
+    let tid = |name: OsString| name.to_str()?.parse().ok().map(Tid);
+    let entries = fs::read_dir(format!("/proc/{pid}/task"));
+    entries
+        .map_or_else(|_ended| Vec::new(), |entries| entries.filter_map(|entry| tid(entry.ok()?.file_name())).collect())
+}
+
+/// The name of a thread, as the kernel keeps it: padded with NUL.
+pub(crate) fn comm(tid: Tid) -> [u8; 16] {
+    let name = fs::read(format!("/proc/{tid}/comm")).unwrap_or_default();
+    let name = name.strip_suffix(b"\n").unwrap_or(&name);
+    std::array::from_fn(|index| name.get(index).copied().unwrap_or(0))
+}
+
+/// The state of a process's first thread, or of a thread; `None` when there is none.
+pub(crate) fn state_of(pid: Pid) -> Option<u8> {
+    stat_fields(pid).map(|(state, _parent)| state)
 }
 
 /// State and parent from `/proc/PID/stat`.

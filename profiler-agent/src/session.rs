@@ -6,6 +6,8 @@
 //! sideband -> Tracker -> wanted tables -> worker -> Tracker -> kernel maps
 //! ```
 
+mod threads;
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::future::Future;
@@ -18,6 +20,7 @@ use profiler_common::counter::{Counter, CounterKind};
 use profiler_model::{About, Profile, Quality};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::threads::Picked;
 use crate::aggregate::Aggregator;
 use crate::counts::Counts;
 use crate::generated::Generated;
@@ -92,6 +95,10 @@ pub(crate) struct Session {
     settled: MonotonicNs,
     frequency_hz: u32,
     raw: Option<BufWriter<File>>,
+    /// The threads that are to be seen once each; `None`: all samples are wanted.
+    picked: Option<Picked>,
+    /// Why threads can't be read while they run on.
+    without_threads: Option<KernelError>,
 }
 
 impl Session {
@@ -105,7 +112,8 @@ impl Session {
         let program = Path::new("/proc/self/exe");
         let tables_worker = Worker::spawn(Role::Tables, program)?;
         let symbols_worker = Worker::spawn(Role::Symbols, program)?;
-        let Kernel { records, sideband, tables, followed, counters, sampling, .. } = Kernel::load(options)?;
+        let Kernel { records, sideband, tables, followed, counters, sampling, without_threads, .. } =
+            Kernel::load(options)?;
         let wake = Wake::on(&records, &sideband)?;
         let mut tracker = Tracker::new(interest, tables, followed);
         tracker.follow()?;
@@ -130,23 +138,30 @@ impl Session {
             settled: MonotonicNs(0),
             frequency_hz: options.frequency_hz,
             raw: None,
+            picked: None,
+            without_threads,
         })
     }
 
     /// Reads what is mapped already, has the tables of the processes that were asked for built, and
     /// starts sampling. Stacks deeper than a stack copy would be cut until their table is there.
     pub(crate) async fn start(&mut self) -> Result<(), SessionError> {
+        self.prepare(PREPARE).await;
+        self.busy = BusyTime::start();
+        self.sampling.start()?;
+        Ok(())
+    }
+
+    /// Reads what is mapped already, and has the tables of it built, for as long as this.
+    async fn prepare(&mut self, limit: Duration) {
         self.tracker.scan_all();
         self.tracker.publish();
         self.request_tables();
-        let deadline = Instant::now() + PREPARE;
+        let deadline = Instant::now() + limit;
         while self.tables_worker.pending() > 0 {
             let Ok(reply) = timeout_at(deadline, self.tables_worker.next_reply()).await else { break };
             self.answered(reply);
         }
-        self.busy = BusyTime::start();
-        self.sampling.start()?;
-        Ok(())
     }
 
     /// Writes every record to `file` as well: the number of its words, then the words.
@@ -205,6 +220,10 @@ impl Session {
     fn drain(&mut self) {
         let settled = MonotonicNs(clock::monotonic().0.saturating_sub(SETTLE_NS));
         while let Some(record) = self.records.take() {
+            if let Some(picked) = &mut self.picked {
+                picked.offer(record);
+                continue;
+            }
             if let Some(raw) = &mut self.raw
                 && let Err(error) = write_raw(raw, record)
             {
@@ -296,6 +315,7 @@ impl Session {
         self.drain();
         self.tracker.catch_up(&mut self.events);
         self.settled = self.tracker.known_up_to();
+        self.take_in_picked();
         self.tick();
         while self.waiting.needs_tables() && Instant::now() < deadline {
             self.run_until(tokio::time::sleep(TICK)).await;

@@ -69,6 +69,12 @@ impl Lab {
         Record::new(self.program, arguments)
     }
 
+    /// What `spanflame dump` of these processes says.
+    #[must_use]
+    pub fn dump(&self, pids: &[u32], arguments: &[&str]) -> crate::Dump {
+        crate::Dump::take(self.program, pids, arguments)
+    }
+
     /// A workload under another name, in a folder of the test's own.
     #[must_use]
     pub fn copy(&self, workload: &str, folder: &Path, name: &str) -> PathBuf {

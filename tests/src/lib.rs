@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a harness: what goes wrong fails the test")]
 
+mod dump;
 pub mod kind;
 mod lab;
 mod pprof;
@@ -18,6 +19,7 @@ pub mod steps;
 pub mod system;
 mod workload;
 
+pub use dump::{Dump, Thread};
 pub use lab::{Lab, lab};
 pub use pprof::Pprof;
 pub use profile::{Profile, Share};

@@ -44,6 +44,14 @@ pub fn runs(pid: u32) -> bool {
     status(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
+/// How many threads of a process have this state.
+#[must_use]
+pub fn state_of_threads(pid: u32, state: char) -> usize {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let tids = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    tids.filter(|tid| status(*tid, "State").is_some_and(|found| found.starts_with(state))).count()
+}
+
 /// The name of a process.
 #[must_use]
 pub fn name(pid: u32) -> Option<String> {

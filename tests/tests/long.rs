@@ -1,14 +1,18 @@
 //! A recording of ten minutes beside processes, executables and mappings that come and go: it is as
-//! complete in its last minute as in its first. Run by hand (CONTRIBUTING.md).
+//! complete in its last minute as in its first. A thousand dumps of a server. Run by hand (CONTRIBUTING.md).
 
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
+use std::io::Read as _;
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use spanflame_tests::system::{Program, children, cpu_time, resident_bytes, runs, wait_at_most};
+use spanflame_tests::system::{
+    Program, children, cpu_time, resident_bytes, runs, state_of_threads, wait_at_most, wait_for,
+};
 use spanflame_tests::{Lab, Profile, from_main, lab};
 
 const CHAIN: [&str; 13] = ["f01", "f02", "f03", "f04", "f05", "f06", "f07", "f08", "f09", "f10", "f11", "f12", "leaf"];
@@ -104,4 +108,25 @@ fn check_minute(profile: &Profile, number: usize, minute: &Minute) {
     // four times the deviation that independent pieces would give.
     let doubt = 4.0 * due.sqrt() / due;
     assert!(samples >= (1.0 - doubt) * due, "minute {number}: {samples} samples, {due:.0} due");
+}
+
+/// A thousand dumps, each a process of its own, of a server that waits in `epoll_wait`.
+#[test]
+#[ignore = "takes minutes"]
+fn thousand_dumps_interrupt_nothing() {
+    let Some(lab) = lab() else { return };
+    let mut server = Command::new(lab.workload("epoll"));
+    let mut server = server.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    wait_for("the server to wait", || state_of_threads(server.id(), 'S') == 1);
+    let started = Instant::now();
+    for _ in 0..1000 {
+        let thread = lab.dump(&[server.id()], &["--json"]).thread("epoll");
+        assert!(thread.lacks().is_none() && thread.user().contains(&"wait_for_event"), "{thread:?}");
+    }
+    println!("1000 dumps in {:?}", started.elapsed());
+    drop(server.stdin.take());
+    let mut text = String::new();
+    server.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(server.wait().unwrap().success());
+    assert_eq!(text, "interrupted 0\n");
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use profiler_model::{FoundBy, FrameKind, FunctionId, Line, LocationId, Mapping, Profile, StringId};
+use serde::Serialize;
 
 /// What stands for a name that is empty.
 pub(crate) const UNKNOWN: &str = "[unknown]";
@@ -18,7 +19,8 @@ pub(crate) struct Frame<'p> {
 }
 
 /// What is special about a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Mark {
     /// It is the kernel's.
     Kernel,

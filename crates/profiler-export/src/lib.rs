@@ -12,6 +12,7 @@ mod format;
 mod frame;
 pub mod pprof;
 mod quality;
+pub mod threads;
 pub mod top;
 mod utc;
 

@@ -1,0 +1,109 @@
+//! What a session offers to look at threads, each once: where they stand, or by one sample.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use profiler_common::address::Tid;
+use profiler_common::record::{Sample, SampleHeader};
+use profiler_common::step::Machine;
+
+use super::{FINISH, Session, SessionError};
+use crate::kernel::KernelError;
+use crate::locate::{LocatedSample, locate_standing, recheck};
+
+/// The threads that were seen, and those that wait for it.
+#[derive(Default)]
+pub(super) struct Picked {
+    /// Those of which a sample is wanted.
+    awaited: HashSet<Tid>,
+    /// The samples that came.
+    records: Vec<Box<[u64]>>,
+    /// Threads that were unwound where they stood.
+    standing: Vec<LocatedSample>,
+}
+
+impl Picked {
+    /// Keeps the record if it is the first of a thread of which one is wanted.
+    pub(super) fn offer(&mut self, record: &[u64]) {
+        if Sample::decode(record).is_ok_and(|sample| self.awaited.remove(&sample.header.tid)) {
+            self.records.push(record.into());
+        }
+    }
+}
+
+impl Session {
+    /// Reads what is mapped, and has the tables of all of it built. Nothing is sampled yet, and then only
+    /// the threads that are picked.
+    pub(crate) async fn get_ready(&mut self) {
+        self.forget_threads();
+        self.prepare(FINISH).await;
+    }
+
+    /// Why threads can't be read while they run on; `None` when they can.
+    pub(crate) fn without_threads(&self) -> Option<&KernelError> {
+        self.without_threads.as_ref()
+    }
+
+    /// The records of all threads of the processes of interest, as they are now.
+    pub(crate) fn threads(&mut self) -> Result<Vec<u64>, SessionError> {
+        Ok(self.sampling.threads()?)
+    }
+
+    /// Wants one sample of each of these threads, and no other samples.
+    pub(crate) fn pick(&mut self, threads: HashSet<Tid>) -> Result<(), SessionError> {
+        if !threads.is_empty() {
+            self.sampling.start()?;
+        }
+        self.picked.get_or_insert_default().awaited = threads;
+        Ok(())
+    }
+
+    /// Lets time pass, and takes in what came meanwhile. Returns the threads whose sample is still wanted.
+    pub(crate) async fn wait(&mut self, time: Duration) -> &HashSet<Tid> {
+        self.run_until(tokio::time::sleep(time)).await;
+        self.drain();
+        &self.picked.get_or_insert_default().awaited
+    }
+
+    /// Unwinds a thread that stands. `None` when it has to wait for a table, which is asked for then.
+    pub(crate) fn locate(
+        &mut self,
+        header: SampleHeader,
+        kernel_frames: &[u64],
+        memory: &mut impl Machine,
+        give_up: bool,
+    ) -> Option<LocatedSample> {
+        let located = locate_standing(header, kernel_frames, memory, &self.tracker, give_up);
+        match located {
+            Ok(located) => Some(located),
+            Err(file) => {
+                self.tracker.demand(file);
+                self.request_tables();
+                None
+            }
+        }
+    }
+
+    /// Takes in the stack of a thread that stood.
+    pub(crate) fn take_in(&mut self, sample: LocatedSample) {
+        self.picked.get_or_insert_default().standing.push(sample);
+    }
+
+    /// Forgets what was seen of threads.
+    pub(crate) fn forget_threads(&mut self) {
+        self.picked = Some(Picked::default());
+    }
+
+    /// Sends on what was seen, now that all is known that was mapped then.
+    pub(super) fn take_in_picked(&mut self) {
+        let Some(Picked { records, standing, .. }) = self.picked.take() else { return };
+        for sample in standing {
+            self.generated.add(recheck(sample, &self.tracker), &mut self.aggregator, &self.tracker);
+        }
+        for record in records {
+            self.waiting.push(&record);
+        }
+        // Sampling has ended.
+        self.picked = Some(Picked::default());
+    }
+}
