@@ -4,6 +4,7 @@ mod aggregate;
 pub mod cli;
 mod clock;
 mod counts;
+pub mod debug_files;
 pub mod doctor;
 pub mod dump;
 mod ending;

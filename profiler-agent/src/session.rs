@@ -248,7 +248,7 @@ impl Session {
             self.tracker.tidy(now, oldest.unwrap_or(self.settled).min(self.settled));
         }
         self.generated.request(&mut self.generated_worker, &self.tracker, false);
-        symbols::request(&mut self.aggregator, &mut self.symbols_worker);
+        symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker);
         self.next_tick = Instant::now() + TICK;
     }
 
@@ -293,7 +293,7 @@ impl Session {
             Reply::Symbols { key, result } => {
                 let path = self.tracker.executable(key).map_or("", |executable| executable.path.as_str());
                 symbols::answered(&mut self.aggregator, &mut self.counts, (key, path), result);
-                symbols::request(&mut self.aggregator, &mut self.symbols_worker);
+                symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker);
             }
             Reply::Generated { key, result } => {
                 self.generated.answered(key, result, (&mut self.aggregator, &self.tracker, &mut self.counts));
@@ -323,7 +323,7 @@ impl Session {
         let Self { waiting, tracker, generated, aggregator, counts, .. } = &mut self;
         waiting.give_up(tracker, counts, |sample| generated.add(sample, aggregator, tracker));
         self.finish_generated(deadline).await;
-        symbols::request(&mut self.aggregator, &mut self.symbols_worker);
+        symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker);
         let deadline = Instant::now() + FINISH;
         while self.symbols_worker.pending() > 0 && Instant::now() < deadline {
             let Ok(reply) = timeout_at(deadline, self.symbols_worker.next_reply()).await else { break };

@@ -11,6 +11,7 @@ use profiler_common::counter::Counter;
 use crate::aggregate::Aggregator;
 use crate::counts::{Counts, quoted};
 use crate::kernel_symbols;
+use crate::tracker::{Executable, Tracker};
 use crate::worker::{FileError, FileKey, Frame, MAX_ADDRESSES, Worker};
 
 /// Requests that the worker has at once: it works on one, and the rest is at hand.
@@ -76,12 +77,13 @@ impl Wanted {
 }
 
 /// Asks for what the aggregator wants to know of user code.
-pub(crate) fn request(aggregator: &mut Aggregator, worker: &mut Worker) {
+pub(crate) fn request(aggregator: &mut Aggregator, tracker: &Tracker, worker: &mut Worker) {
     while worker.pending() < REQUESTS_IN_FLIGHT
         && let Some((key, file, addresses)) = aggregator.wanted.next()
     {
+        let place = tracker.executable(key).map(Executable::place).unwrap_or_default();
         // Its queue is far from full.
-        let _asked = worker.request_symbols(key, &file, &addresses);
+        let _asked = worker.request_symbols(key, &file, place, &addresses);
     }
 }
 

@@ -83,6 +83,9 @@ const PACKAGES: &[Package] = &[
         probe: File("/usr/share/keyrings/debian-archive-keyring.gpg"),
         purposes: &[Test, Vm],
     },
+    // Debug information in all the ways in which distributions pack it.
+    Package { name: "binutils", probe: Program("objcopy"), purposes: &[Test] },
+    Package { name: "dwz", probe: Program("dwz"), purposes: &[Test] },
     // Newer kernels' modules are compressed.
     Package { name: "xz-utils", probe: Program("xz"), purposes: &[Test, Vm] },
     // bpf-linker links to LLVM, which must be the one that the nightly was built with.

@@ -9,6 +9,7 @@ use profiler_common::address::{FileOffset, Pid, VirtualAddress};
 use profiler_model::{FrameKind, Profile};
 use tokio::time::{Instant, timeout_at};
 
+use crate::debug_files;
 use crate::record::RecordError;
 use crate::session::SessionError;
 use crate::tracker::Tracker;
@@ -49,7 +50,7 @@ pub(super) struct Code {
     pub(super) samples: u64,
     /// Those with a frame in it that has no name.
     pub(super) nameless_samples: u64,
-    file: Option<(FileKey, Arc<OwnedFd>)>,
+    file: Option<(FileKey, Arc<OwnedFd>, debug_files::Place)>,
 }
 
 impl Code {
@@ -92,7 +93,7 @@ pub(super) fn of_process(tracker: &Tracker, pid: Pid) -> Vec<Code> {
             let file = executable.file.as_ref().filter(|_| !executable.generated);
             all.push(Code {
                 build_id: executable.build_id.clone(),
-                file: file.map(|file| (mapping.file, Arc::clone(file))),
+                file: file.map(|file| (mapping.file, Arc::clone(file), executable.place())),
                 ..Code::new(&executable.path, contents)
             });
             all.len() - 1
@@ -113,10 +114,10 @@ pub(super) async fn describe(all: &mut [Code]) -> Result<(), RecordError> {
     let mut found: BTreeMap<FileKey, Contents> = BTreeMap::new();
     loop {
         while worker.pending() < QUEUE_REQUESTS
-            && let Some((key, file)) = left.next()
+            && let Some((key, file, place)) = left.next()
         {
             // There is room in its queue.
-            let _asked = worker.request_description(key, file);
+            let _asked = worker.request_description(key, file, place);
         }
         if worker.pending() == 0 {
             break;
@@ -132,7 +133,7 @@ pub(super) async fn describe(all: &mut [Code]) -> Result<(), RecordError> {
         }
     }
     for code in all {
-        if let Some((key, _file)) = code.file.take()
+        if let Some((key, ..)) = code.file.take()
             && let Some(contents) = found.remove(&key)
         {
             code.contents = contents;

@@ -6,6 +6,7 @@ pub mod btf;
 mod check;
 pub mod counters;
 mod error;
+mod file_bytes;
 mod load;
 mod mapped;
 mod memory;
@@ -21,6 +22,7 @@ mod wake;
 
 pub use check::{check_frequency, check_support};
 pub use error::KernelError;
+pub(crate) use file_bytes::FileBytes;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use load::POINTER_AUTH_MASK;
 pub use load::{Kernel, LoadOptions, Sampling};

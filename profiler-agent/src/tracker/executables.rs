@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use profiler_common::address::{Bias, FileOffset, MonotonicNs, Pid, Svma, VirtualAddress};
 use profiler_common::row::{Row, Rule};
@@ -11,9 +11,10 @@ use profiler_common::search::{Extent, last_at_most};
 use profiler_common::step::NoBarrier;
 use profiler_unwind::{Segment, bias_of_mapping};
 
-use super::open::{Opened, copy_of_vdso, open};
+use super::open::{Opened, copy_of_vdso, foreign_root, open};
 use super::process::JitDump;
 use super::trampoline;
+use crate::debug_files::Place;
 use crate::kernel::Tables;
 use crate::kernel::sideband::{FileId, Mapping};
 use crate::worker::FileKey;
@@ -64,6 +65,8 @@ pub(crate) struct Executable {
     pub(crate) build_id: String,
     /// Kept open while it is mapped and a little longer.
     pub(crate) file: Option<Arc<OwnedFd>>,
+    /// The root directory of the process that it was first seen in, where it is not ours; as long as `file`.
+    pub(crate) root: Option<Arc<OwnedFd>>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) unwinding: Unwinding,
     /// Made at run time: memory without a file, or of a file that is no program.
@@ -92,6 +95,11 @@ impl Identity {
 }
 
 impl Executable {
+    /// Where it is, and what belongs to it.
+    pub(crate) fn place(&self) -> Place {
+        Place { path: self.path.clone(), root: self.root.clone() }
+    }
+
     /// Whether the open file is still what it was when its table was built.
     fn is_unchanged(&self) -> bool {
         self.identity.is_some() && self.file.as_ref().and_then(Identity::of) == self.identity
@@ -145,6 +153,8 @@ pub(crate) struct Executables {
     by_id: HashMap<FileId, FileKey>,
     /// Files that can't be opened.
     unreadable: HashMap<FileId, FileKey>,
+    /// Root directories of processes.
+    roots: HashMap<Identity, Weak<OwnedFd>>,
     vdso: Option<FileKey>,
 }
 
@@ -201,6 +211,7 @@ impl Executables {
             path,
             build_id: String::new(),
             file,
+            root: None,
             segments: Vec::new(),
             unwinding: Unwinding::Unasked,
             generated: false,
@@ -252,12 +263,31 @@ impl Executables {
                 }
                 Found::Known(key)
             }
-            None => Found::New(self.add(shown_path(mapping), Some(file), Some(identity))),
+            None => {
+                let key = self.add(shown_path(mapping), Some(file), Some(identity));
+                let root = foreign_root(pid).map(|root| self.shared_root(root));
+                if let Some(executable) = self.get_mut(key) {
+                    executable.root = root;
+                }
+                Found::New(key)
+            }
         };
         if let (true, Found::Known(key) | Found::New(key)) = (is_unique(mapping.file), &found) {
             self.by_id.insert(mapping.file, *key);
         }
         found
+    }
+
+    /// One descriptor for all executables below a root directory.
+    fn shared_root(&mut self, root: OwnedFd) -> Arc<OwnedFd> {
+        self.roots.retain(|_root, descriptor| descriptor.strong_count() > 0);
+        let Some(identity) = Identity::of(&root) else { return Arc::new(root) };
+        if let Some(known) = self.roots.get(&identity).and_then(Weak::upgrade) {
+            return known;
+        }
+        let root = Arc::new(root);
+        self.roots.insert(identity, Arc::downgrade(&root));
+        root
     }
 
     /// Opens what a process mapped to tell where its jitdump is.
@@ -297,7 +327,7 @@ impl Executables {
         if let Some(executable) = self.get_mut(key)
             && executable.identity.is_some()
         {
-            executable.file = None;
+            (executable.file, executable.root) = (None, None);
         }
     }
 }

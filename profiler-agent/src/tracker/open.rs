@@ -116,6 +116,29 @@ pub(crate) fn open_owned(folder: &OwnedFd, name: &str, owners: &[u32]) -> Openin
     }
 }
 
+/// Opens a regular file by a path below a root directory; ours is meant without one. With `follow` links
+/// lead on, but not out of the root; otherwise a path with a link leads nowhere.
+pub(crate) fn open_in(root: Option<&OwnedFd>, path: &Path, follow: bool) -> Option<OwnedFd> {
+    let own = match root {
+        Some(_theirs) => None,
+        None => Some(rustix::fs::open("/", LOOK | OFlags::DIRECTORY, Mode::empty()).ok()?),
+    };
+    let links = if follow { ResolveFlags::empty() } else { ResolveFlags::NO_SYMLINKS };
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | links;
+    let (file, stat) = look_at(rustix::fs::openat2(root.or(own.as_ref())?, path, LOOK, Mode::empty(), resolve))?;
+    match is_regular(&stat).then(|| reopen(&file))? {
+        Opened::File(file) => Some(file),
+        _ => None,
+    }
+}
+
+/// The root directory of a process, where it is another one than ours.
+pub(super) fn foreign_root(pid: Pid) -> Option<OwnedFd> {
+    let (root, theirs) = look_at(Ok(root_of(pid)?))?;
+    let ours = rustix::fs::stat("/").ok()?;
+    ((theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)).then_some(root)
+}
+
 /// To look at an inode: nothing of what is behind it is opened.
 const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 

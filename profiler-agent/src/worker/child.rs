@@ -14,9 +14,12 @@ use rustix::fs::FileType;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::generated::Generated;
-use super::message::{self, Header, MAX_REPLY_BYTES, MAX_WORDS, Status};
+use super::message::{self, Header, MAX_REPLY_BYTES, MAX_STRING_BYTES, MAX_WORDS, Status};
 use super::symbols::Symbols;
-use super::{FileError, Role, describe, description_message, name_message, sandbox, table_message, tables};
+use super::{
+    FileError, Role, debug_message, describe, description_message, name_message, sandbox, table_message, tables,
+};
+use crate::debug_files::DebugFile;
 
 /// Anonymous memory that a child may keep between requests. With more it exits after the answer,
 /// and a new one starts for the next request: nothing else gives all memory back. What is known of
@@ -70,17 +73,20 @@ fn serve(role: Role) -> Result<(), ChildError> {
     let (mut symbols, mut generated) = (Symbols::default(), Generated::default());
     while let Some((file, words)) = receive(socket)? {
         sandbox::allow_cpu_time(role.cpu_limit()).map_err(ChildError::CpuTime)?;
+        let ask = |wanted: &DebugFile, candidate| ask(socket, wanted, candidate);
         let work = AssertUnwindSafe(|| match role {
             Role::Tables => tables::build(file).map(|table| table_message::encode(&table)),
             Role::Symbols => {
                 let addresses: Vec<Svma> = words.iter().map(|word| Svma(*word)).collect();
-                symbols.answer(file, &addresses).map(|frames| message::encode_symbols(&frames))
+                symbols.answer(file, &addresses, &ask).map(|frames| message::encode_symbols(&frames))
             }
             Role::Generated => {
                 let (key, questions) = name_message::decode_questions(&words);
                 generated.answer(key, &file, &questions).map(|names| name_message::encode_names(&names))
             }
-            Role::Describe => describe::describe(file).map(|description| description_message::encode(&description)),
+            Role::Describe => {
+                describe::describe(file, &ask).map(|description| description_message::encode(&description))
+            }
         });
         // Unwind-safe, because neither cache is used again after a panic: this child ends then.
         let result = catch_unwind(work).unwrap_or_else(|panic| Err(FileError::Panicked(panic_text(&*panic))));
@@ -101,12 +107,23 @@ fn serve(role: Role) -> Result<(), ChildError> {
 
 /// The next request; none when the parent is gone.
 fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Vec<u64>)>, ChildError> {
-    let mut count = [0; 4];
+    let Some((count, file)) = receive_number(socket)? else { return Ok(None) };
+    let count = count as usize;
+    let Some(file) = file.filter(|_| count <= MAX_WORDS) else { return Err(ChildError::Request) };
+    let mut bytes = vec![0; count * 8];
+    fill(socket, &mut bytes)?;
+    let (words, _) = bytes.as_chunks();
+    Ok(Some((file, words.iter().map(|&word| u64::from_le_bytes(word)).collect())))
+}
+
+/// A number, and the file that comes with it; none when the parent is gone.
+fn receive_number(socket: BorrowedFd<'_>) -> Result<Option<(u32, Option<OwnedFd>)>, ChildError> {
+    let mut number = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
     let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut count)], &mut control, flags)
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut number)], &mut control, flags)
     });
     let received_bytes = received.map_err(io::Error::from)?.bytes;
     if received_bytes == 0 {
@@ -116,13 +133,20 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<(OwnedFd, Vec<u64>)>, ChildE
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),
         _ => None,
     });
-    fill(socket, &mut count[received_bytes..])?;
-    let count = u32::from_le_bytes(count) as usize;
-    let Some(file) = file.filter(|_| count <= MAX_WORDS) else { return Err(ChildError::Request) };
-    let mut bytes = vec![0; count * 8];
-    fill(socket, &mut bytes)?;
-    let (words, _) = bytes.as_chunks();
-    Ok(Some((file, words.iter().map(|&word| u64::from_le_bytes(word)).collect())))
+    fill(socket, &mut number[received_bytes..])?;
+    Ok(Some((u32::from_le_bytes(number), file)))
+}
+
+/// Asks the parent for a file. When the socket fails there is none, and the answer to the request fails next.
+fn ask(socket: BorrowedFd<'_>, wanted: &DebugFile, candidate: usize) -> Option<(String, OwnedFd)> {
+    let payload = debug_message::encode(wanted, candidate);
+    let header = Header { status: Status::Wanted, last: false, payload_bytes: payload.len() };
+    send(socket, &header.encode()).ok()?;
+    send(socket, &payload).ok()?;
+    let (length, file) = receive_number(socket).ok()??;
+    let mut path = vec![0; (length as usize).min(MAX_STRING_BYTES)];
+    fill(socket, &mut path).ok()?;
+    Some((String::from_utf8_lossy(&path).into_owned(), file?))
 }
 
 /// Reads until `buffer` is full.

@@ -1,22 +1,20 @@
 //! What a file offers for unwinding and naming its code: the sections that it has, how much of its code
 //! its unwind table covers, and where its debug information is.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 
 use profiler_unwind::Coverage;
 
 use super::child::examine;
 use super::message::truncate;
-use super::symbols::debug_file;
+use super::symbols::{Ask, debug_file};
 use super::tables::{Pread, file_error};
 use super::{Description, FileError};
 
 /// Looks at a file.
-pub(super) fn describe(file: OwnedFd) -> Result<Description, FileError> {
+pub(super) fn describe(file: OwnedFd, ask: Ask<'_>) -> Result<Description, FileError> {
     let size_bytes = examine(&file)?.size_bytes;
-    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-    let debug_file = debug_file(&path).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+    let debug_file = debug_file(&file, ask).unwrap_or_default();
     let pread = Pread { file, size_bytes };
     let sections = profiler_unwind::sections(&pread).map_err(file_error)?;
     let table = profiler_unwind::build(&pread).map_err(file_error)?;

@@ -2,7 +2,8 @@
 //!
 //! A request is a `u32` count and as many `u64` words, with one file descriptor attached to its first
 //! byte: the addresses to symbolize, none in requests for tables, what `name_message` says in those
-//! for names of generated code. A reply is [`Header`] and its payload.
+//! for names of generated code. A reply is [`Header`] and its payload. Before it the worker for symbols may ask
+//! for files, one after the other (`debug_message`).
 //! Neither side trusts the other's lengths: the worker may have been taken over by a file.
 
 use profiler_common::address::Svma;
@@ -40,11 +41,13 @@ pub(super) enum Status {
     Unsupported = 3,
     Corrupt = 4,
     Panicked = 5,
+    /// No answer yet, but a question of the worker (`debug_message`).
+    Wanted = 6,
 }
 
 impl Status {
-    const ALL: [Self; 6] =
-        [Self::Done, Self::Unreadable, Self::NotElf, Self::Unsupported, Self::Corrupt, Self::Panicked];
+    const ALL: [Self; 7] =
+        [Self::Done, Self::Unreadable, Self::NotElf, Self::Unsupported, Self::Corrupt, Self::Panicked, Self::Wanted];
 }
 
 impl Header {
@@ -99,7 +102,7 @@ pub(super) fn decode_error(status: Status, payload: &[u8]) -> Result<FileError, 
     let text = input.string()?;
     input.end()?;
     Ok(match status {
-        Status::Done => return Err("no error"),
+        Status::Done | Status::Wanted => return Err("no error"),
         Status::Unreadable => FileError::Unreadable(text),
         Status::NotElf => FileError::NotElf,
         Status::Unsupported => FileError::Unsupported(text),

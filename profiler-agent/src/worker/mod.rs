@@ -9,12 +9,13 @@
 //! | file | side |
 //! |---|---|
 //! | `parent` | the agent: queue, time limits, restarts |
-//! | `message` | both: what goes over the socket, every length bounded |
+//! | `message`, `*_message` | both: what goes over the socket, every length bounded |
 //! | `child` | the child: its loop |
 //! | `sandbox` | the child: limits, capabilities, system calls |
 //! | `tables`, `symbols`, `demangle`, `generated`, `describe` | the child: the work |
 
 mod child;
+mod debug_message;
 mod demangle;
 mod describe;
 mod description_message;
@@ -55,11 +56,6 @@ pub enum Role {
 
 impl Role {
     const ALL: [Self; 4] = [Self::Tables, Self::Symbols, Self::Generated, Self::Describe];
-
-    /// Whether files are opened by name: those with separate debug information.
-    const fn opens_files(self) -> bool {
-        matches!(self, Self::Symbols | Self::Describe)
-    }
 
     /// The command-line word: `spanflame worker WORD`.
     #[must_use]

@@ -25,8 +25,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::message::{self, Header, MAX_ADDRESSES, Status};
 use super::{
     Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, WorkerFailure,
-    description_message, name_message, table_message,
+    debug_message, description_message, name_message, table_message,
 };
+use crate::debug_files::{self, Place};
 
 /// Requests that may wait: each holds a file descriptor open. More are refused, for the caller to
 /// count.
@@ -91,18 +92,19 @@ impl Worker {
     pub fn request_table(&mut self, key: FileKey, file: Arc<OwnedFd>) -> bool {
         let room = self.queue.len() < QUEUE_REQUESTS;
         if room {
-            self.queue.push_back(Request { key: key.0, file, words: Vec::new() });
+            self.queue.push_back(Request { key: key.0, file, place: None, words: Vec::new() });
         }
         room
     }
 
-    /// Queues the request for the functions at `addresses`, at most [`MAX_ADDRESSES`]. False: the queue
+    /// Queues the request for the functions at `addresses`, at most [`MAX_ADDRESSES`]; `place` is where the
+    /// file is, from where others that belong to it are found. False: the queue
     /// is full, or these are too many; nothing was queued. For a worker with [`Role::Symbols`].
-    pub fn request_symbols(&mut self, key: FileKey, file: &Arc<OwnedFd>, addresses: &[Svma]) -> bool {
+    pub fn request_symbols(&mut self, key: FileKey, file: &Arc<OwnedFd>, place: Place, addresses: &[Svma]) -> bool {
         let room = self.queue.len() < QUEUE_REQUESTS && addresses.len() <= MAX_ADDRESSES;
         if room {
             let words = addresses.iter().map(|address| address.0).collect();
-            self.queue.push_back(Request { key: key.0, file: Arc::clone(file), words });
+            self.queue.push_back(Request { key: key.0, file: Arc::clone(file), place: Some(place), words });
         }
         room
     }
@@ -114,15 +116,19 @@ impl Worker {
         let room = self.queue.len() < QUEUE_REQUESTS && questions.len() <= name_message::MAX_QUESTIONS;
         if room {
             let words = name_message::encode_questions(key, questions);
-            self.queue.push_back(Request { key: key.0, file: Arc::clone(file), words });
+            self.queue.push_back(Request { key: key.0, file: Arc::clone(file), place: None, words });
         }
         room
     }
 
-    /// Queues the request for what a file offers. False: the queue is full. For a worker with
+    /// Queues the request for what a file at `place` offers. False: the queue is full. For a worker with
     /// [`Role::Describe`].
-    pub fn request_description(&mut self, key: FileKey, file: Arc<OwnedFd>) -> bool {
-        self.request_table(key, file)
+    pub fn request_description(&mut self, key: FileKey, file: Arc<OwnedFd>, place: Place) -> bool {
+        let room = self.queue.len() < QUEUE_REQUESTS;
+        if room {
+            self.queue.push_back(Request { key: key.0, file, place: Some(place), words: Vec::new() });
+        }
+        room
     }
 
     /// The next answer, in the order of the requests; without requests it waits for ever.
@@ -143,7 +149,12 @@ impl Worker {
                 none => none.insert(Link::start(self.role, &self.program).map_err(|error| not_started(&error))?),
             };
             link.send(request, &mut self.flight).await?;
-            let header = link.receive(&mut self.flight).await?;
+            let mut header = link.receive(&mut self.flight).await?;
+            while header.status == Status::Wanted {
+                self.flight.look_for_wanted(request).map_err(WorkerFailure::Nonsense)?;
+                link.hand_over(&mut self.flight).await?;
+                header = link.receive(&mut self.flight).await?;
+            }
             let payload = self.flight.received.get(Header::BYTES..).unwrap_or_default();
             Ok((header.last, Answer::decode(self.role, request, header, payload).map_err(WorkerFailure::Nonsense)?))
         };
@@ -191,6 +202,8 @@ struct Request {
     /// A [`FileKey`] or a [`MapKey`], as the role has it.
     key: u32,
     file: Arc<OwnedFd>,
+    /// Only in requests for symbols and descriptions.
+    place: Option<Place>,
     /// Empty in requests for tables and descriptions.
     words: Vec<u64>,
 }
@@ -202,6 +215,29 @@ struct Flight {
     sent_bytes: usize,
     /// The header and the payload, as far as they came.
     received: Vec<u8>,
+    /// How many files the child asked for.
+    questions: u32,
+    /// The answer to the question in `received`, until it is sent.
+    answer: Option<Option<(String, OwnedFd)>>,
+}
+
+impl Flight {
+    /// Looks for the file that the child asks for, unless that was done before the future was dropped.
+    fn look_for_wanted(&mut self, request: &Request) -> Result<(), &'static str> {
+        if self.answer.is_some() {
+            return Ok(());
+        }
+        let place = request.place.as_ref().ok_or("a question for a file")?;
+        let payload = self.received.get(Header::BYTES..).unwrap_or_default();
+        let (wanted, candidate) = debug_message::decode(payload)?;
+        self.questions += 1;
+        if self.questions > debug_message::MAX_QUESTIONS {
+            return Err("questions without end");
+        }
+        let found = debug_files::open(place, &wanted, candidate);
+        self.answer = Some(found.map(|(path, file)| (path.to_string_lossy().into_owned(), file)));
+        Ok(())
+    }
 }
 
 /// A reply without its key.
@@ -293,6 +329,29 @@ impl Link {
                 Err(error) => return Err(self.ending(&error).await),
             }
         }
+        Ok(())
+    }
+
+    /// Sends what was found for the child's question, and forgets the question.
+    async fn hand_over(&mut self, flight: &mut Flight) -> Result<(), WorkerFailure> {
+        let Some(answer) = &flight.answer else { return Ok(()) };
+        let attempt = || {
+            let files: Vec<_> = answer.iter().map(|(_path, file)| file.as_fd()).collect();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
+                return Err(io::Error::other("no room for a file descriptor"));
+            }
+            let bytes = debug_message::answer(answer.as_ref().map_or("", |(path, _file)| path));
+            // The child has read all before it asked, so there is room for all of it.
+            let sent_bytes =
+                rustix::net::sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+            if sent_bytes == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        };
+        if let Err(error) = self.socket.async_io(Interest::WRITABLE, attempt).await {
+            return Err(self.ending(&error).await);
+        }
+        (flight.answer, flight.received) = (None, Vec::new());
         Ok(())
     }
 

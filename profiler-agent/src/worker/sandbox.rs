@@ -15,7 +15,7 @@ use super::Role;
 /// How nice those for names are: below everything that serves requests, above `SCHED_IDLE`, which may
 /// starve for minutes. Tables are little work, and samples wait for them.
 const NICE: i32 = 10;
-/// Open files: 3 standard ones, `statm`, and the cache of symbols, each file at most twice.
+/// Open files: 3 standard ones, `statm`, the cache of symbols, and what comes with a request.
 const MAX_OPEN_FILES: u64 = 64;
 
 /// A restriction that could not be applied: the worker does not run without.
@@ -43,8 +43,8 @@ pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
     // When memory runs out this process goes before the agent and before what it observes. Without
     // /proc or on a kernel that refuses nothing is lost but that order.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    drop_capabilities(role)?;
-    seccompiler::apply_filter(&filter(role)?).map_err(SandboxError::at("seccomp"))
+    drop_capabilities()?;
+    seccompiler::apply_filter(&filter()?).map_err(SandboxError::at("seccomp"))
 }
 
 /// Address space: files are mapped by the symbolizer only. Data: what is allocated; beyond it the
@@ -80,17 +80,11 @@ pub(super) fn allow_cpu_time(more: Duration) -> io::Result<()> {
     Ok(rustix::process::setrlimit(Resource::Cpu, Rlimit { current, maximum })?)
 }
 
-/// Keeps the one to read files, and only for symbols: there files are opened again, by
-/// `/proc/self/fd`, which checks their permissions again.
-fn drop_capabilities(role: Role) -> Result<(), SandboxError> {
-    let failed = || SandboxError::at::<io::Error>("capset");
-    let present = rustix::thread::capabilities(None).map_err(|error| failed()(error.into()))?;
-    let kept = match role {
-        Role::Tables | Role::Generated => CapabilitySet::empty(),
-        Role::Symbols | Role::Describe => present.permitted & CapabilitySet::DAC_READ_SEARCH,
-    };
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets).map_err(|error| failed()(error.into()))
+fn drop_capabilities() -> Result<(), SandboxError> {
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    let dropped = rustix::thread::set_capabilities(None, sets);
+    dropped.map_err(|error| SandboxError::at::<io::Error>("capset")(error.into()))
 }
 
 /// System calls that every role may make. `execve` is in no list, so capabilities can't come back.
@@ -120,23 +114,8 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// System calls that look files up by name.
-const BY_NAME: &[c_long] = &[
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    #[cfg(target_arch = "x86_64")]
-    libc::SYS_stat,
-];
-
 /// A call that is allowed where one of its arguments compares as stated with a value.
 type Conditional = (c_long, u8, SeccompCmpOp, u64);
-
-/// To open files for reading, and not even to create them. musl uses `open` where there is one.
-const OPEN: &[Conditional] = &[
-    (libc::SYS_openat, 2, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
-    #[cfg(target_arch = "x86_64")]
-    (libc::SYS_open, 1, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
-];
 
 /// Memory that is not executable; signals (for `abort`) to this process only: it may run as root.
 fn conditional() -> Vec<Conditional> {
@@ -155,21 +134,14 @@ fn own_cpu_time() -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![equal(0, 0)?, equal(1, Resource::Cpu as u64)?])
 }
 
-/// The filter of `role`.
-///
-/// What it does not allow fails with EPERM and does not kill: the call does not happen either way,
-/// and a libc that tries another call first goes on with its fall-back. `readlink` must stay out:
-/// the symbolizer would use it to find a path for `/proc/self/fd/N`, and then open files that this
-/// path and the debug links of the (hostile) file name.
-fn filter(role: Role) -> Result<BpfProgram, SandboxError> {
+/// The filter. What it does not allow fails with EPERM and does not kill: the call does not happen either
+/// way, and a libc that tries another call first goes on with its fall-back. No file can be opened, looked up
+/// or told the name of: with the right name, opening reboots a node (/dev/watchdog), and the files that
+/// are parsed here could choose it.
+fn filter() -> Result<BpfProgram, SandboxError> {
     let failed = || SandboxError::at::<seccompiler::BackendError>("building the seccomp filter");
     let mut rules: Vec<(c_long, Vec<SeccompRule>)> = ALWAYS.iter().map(|&call| (call, Vec::new())).collect();
-    let mut conditional = conditional();
-    if role.opens_files() {
-        rules.extend(BY_NAME.iter().map(|&call| (call, Vec::new())));
-        conditional.extend(OPEN.iter().cloned());
-    }
-    for (call, argument, comparison, value) in conditional {
+    for (call, argument, comparison, value) in conditional() {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison, value);
         let rule = condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(failed())?;
         rules.push((call, vec![rule]));
@@ -195,39 +167,39 @@ mod tests {
     use super::*;
 
     /// Filters hold for the thread that installs them, so a thread of the test can try one.
-    fn filtered<T: Send + 'static>(role: Role, attempt: impl FnOnce() -> T + Send + 'static) -> T {
+    fn filtered<T: Send + 'static>(attempt: impl FnOnce() -> T + Send + 'static) -> T {
         let thread = std::thread::spawn(move || {
-            seccompiler::apply_filter(&filter(role).unwrap()).unwrap();
+            seccompiler::apply_filter(&filter().unwrap()).unwrap();
             attempt()
         });
         thread.join().unwrap()
     }
 
     #[test]
-    fn sockets_programs_signals_and_writes_are_refused() {
-        for role in Role::ALL {
-            let refused = filtered(role, || {
-                [
-                    std::net::UdpSocket::bind("127.0.0.1:0").err(),
-                    std::process::Command::new("/bin/true").spawn().err(),
-                    rustix::process::kill_process(rustix::process::getpid(), Signal::URG).err().map(Into::into),
-                    OpenOptions::new().write(true).open("/dev/null").err(),
-                    File::create("/dev/null").err(),
-                    std::fs::read_link("/proc/self/exe").err(),
-                    std::fs::canonicalize("/proc/self/exe").err(),
-                ]
-            });
-            for (index, error) in refused.into_iter().enumerate() {
-                let error = error.unwrap_or_else(|| panic!("{role:?}: call {index} went through"));
-                assert_eq!(error.kind(), PermissionDenied, "{role:?}: call {index}: {error}");
-            }
+    fn sockets_programs_signals_and_files_are_refused() {
+        let refused = filtered(|| {
+            [
+                std::net::UdpSocket::bind("127.0.0.1:0").err(),
+                std::process::Command::new("/bin/true").spawn().err(),
+                rustix::process::kill_process(rustix::process::getpid(), Signal::URG).err().map(Into::into),
+                OpenOptions::new().write(true).open("/dev/null").err(),
+                File::create("/dev/null").err(),
+                File::open("/proc/self/stat").err(),
+                std::fs::metadata("/proc/self/stat").err(),
+                std::fs::read_link("/proc/self/exe").err(),
+                std::fs::canonicalize("/proc/self/exe").err(),
+            ]
+        });
+        for (index, error) in refused.into_iter().enumerate() {
+            let error = error.unwrap_or_else(|| panic!("call {index} went through"));
+            assert_eq!(error.kind(), PermissionDenied, "call {index}: {error}");
         }
     }
 
     #[test]
     fn of_limits_only_the_own_cpu_time_can_be_set() {
         let parent = rustix::process::getppid();
-        let (cpu, files, parents_cpu) = filtered(Role::Tables, move || {
+        let (cpu, files, parents_cpu) = filtered(move || {
             let unlimited = || Rlimit { current: None, maximum: None };
             (
                 rustix::process::setrlimit(Resource::Cpu, rustix::process::getrlimit(Resource::Cpu)),
@@ -237,15 +209,5 @@ mod tests {
         });
         let refused = Err(rustix::io::Errno::PERM);
         assert_eq!((cpu, files, parents_cpu), (Ok(()), refused, refused));
-    }
-
-    #[test]
-    fn only_who_looks_for_debug_files_may_open_files() {
-        for role in [Role::Tables, Role::Generated] {
-            assert_eq!(filtered(role, || File::open("/proc/self/stat").err()).unwrap().kind(), PermissionDenied);
-        }
-        for role in [Role::Symbols, Role::Describe] {
-            assert!(filtered(role, || File::open("/proc/self/stat").is_ok()), "{role:?}");
-        }
     }
 }

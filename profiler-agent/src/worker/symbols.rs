@@ -1,39 +1,45 @@
-//! Addresses to functions: Go's by its own table, all others by blazesym.
+//! Addresses to functions: Go's by its own table, all others by DWARF and symbol tables, in the executable
+//! or in files of their own.
 //!
-//! blazesym opens files by path and keeps what it parsed by path, so each file has a symbolizer of
-//! its own, which lives as long as the descriptor that the path `/proc/self/fd/N` names: what was
-//! parsed of one file is never taken for another one's.
+//! The executable's descriptor comes with the request; other files are asked for and come as descriptors
+//! too ([`Ask`]). Nothing is opened by name here, so no file can name one that it does harm to open.
 
+mod dwarf;
+mod elf;
 mod go;
+mod names;
+mod separate;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
-use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Symbolized, Symbolizer};
+use addr2line::Location;
 use profiler_common::address::Svma;
 
+use self::dwarf::{Dwarf, Files};
+use self::elf::{Bytes, Elf};
+use self::names::{Names, Which};
 use super::child::{Identity, examine};
 use super::demangle::demangle;
 use super::message::truncate;
 use super::tables::Pread;
 use super::{FileError, Frame};
+use crate::debug_files::DebugFile;
 
-/// Files kept open with what was parsed of them: the least recently used one goes. Each takes at
-/// most three descriptors of the sandbox's limit.
+/// Files kept open with what was parsed of them: the least recently used one goes.
 const OPEN_FILES: usize = 16;
 
-/// No program has an address from here on. blazesym calculates with addresses without looking for
-/// overflow.
+/// No program has an address from here on.
 const USER_END: Svma = Svma(1 << 63);
 
 /// How far behind its start a symbol without a size names code, in bytes. Sizes are left out in some
-/// hand-written assembly; blazesym takes what follows for it, up to the next symbol, however far.
-const SIZELESS_REACH_BYTES: usize = 4096;
+/// hand-written assembly; what follows is taken for it, up to the next symbol.
+const SIZELESS_REACH_BYTES: u64 = 4096;
 
-/// Where distributions put separate debug information, by build id.
-const DEBUG_DIRECTORY: &str = "/usr/lib/debug/.build-id";
+/// Asks the agent for a file that belongs to the executable in work: number so-and-so of those that are
+/// there. The answer, with its path, may be a wrong file.
+pub(super) type Ask<'a> = &'a dyn Fn(&DebugFile, usize) -> Option<(String, OwnedFd)>;
 
 /// The files that are open.
 #[derive(Default)]
@@ -44,14 +50,20 @@ pub(super) struct Symbols {
 
 impl Symbols {
     /// For each address its functions, innermost first.
-    pub(super) fn answer(&mut self, file: OwnedFd, addresses: &[Svma]) -> Result<Vec<Vec<Frame>>, FileError> {
+    pub(super) fn answer(
+        &mut self,
+        file: OwnedFd,
+        addresses: &[Svma],
+        ask: Ask<'_>,
+    ) -> Result<Vec<Vec<Frame>>, FileError> {
         let identity = examine(&file)?;
         let known = self.open.iter().position(|open| open.identity == identity);
-        let open = known.and_then(|index| self.open.remove(index)).unwrap_or_else(|| OpenFile::new(file, identity));
+        let known = known.and_then(|index| self.open.remove(index));
+        let open = known.map_or_else(|| OpenFile::new(file, identity, ask), Ok)?;
         if self.open.len() >= OPEN_FILES {
             self.open.pop_front();
         }
-        let frames = open.frames(addresses).map(|frames| open.with_starts(addresses, frames));
+        let frames = open.frames(addresses, ask).map(|frames| open.with_starts(addresses, frames));
         self.open.push_back(open);
         frames
     }
@@ -60,53 +72,40 @@ impl Symbols {
 /// A file and what was parsed of it.
 struct OpenFile {
     identity: Identity,
-    /// Where to look, in this order, for what the ones before do not know. The last one is the symbol
-    /// table alone.
-    sources: Vec<Source<'static>>,
-    symbolizer: Symbolizer,
-    /// Keeps the path in `sources` valid; declared after what uses it, so dropped after it.
+    /// None when there is no DWARF.
+    dwarf: Option<Dwarf>,
+    /// Where to look for names, in this order.
+    names: Vec<Names>,
+    /// What was damaged.
+    failure: Option<String>,
     file: OwnedFd,
 }
 
 impl OpenFile {
-    fn new(file: OwnedFd, identity: Identity) -> Self {
-        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        // DWARF can be corrupt, or compressed in a way that is not built in: then names alone.
-        let mut names_only = Elf::new(&path);
-        names_only.debug_syms = false;
-        let separate = debug_file(&path).map(Elf::new);
-        let sources = separate.into_iter().chain([Elf::new(&path), names_only]).map(Source::Elf).collect();
-        // Without debug directories, and without `readlink` (see the sandbox), it follows no link
-        // that a file contains: with the right file name, opening reboots a node (/dev/watchdog).
-        let symbolizer = Symbolizer::builder()
-            .set_debug_dirs(Some(std::iter::empty::<&Path>()))
-            .enable_auto_reload(false)
-            .enable_demangling(false)
-            .build();
-        Self { identity, sources, symbolizer, file }
+    fn new(file: OwnedFd, identity: Identity, ask: Ask<'_>) -> Result<Self, FileError> {
+        let corrupt = |error: elf::ElfError| FileError::Corrupt(error.to_string());
+        let bytes = Bytes::map(&file).map_err(corrupt)?;
+        let executable = elf::parse(&bytes).map_err(corrupt)?;
+        let separate = separate::debug_file(&executable, ask).map(|(file, _path)| file);
+        let (dwarf, failure) = match dwarf(&bytes, separate.as_ref(), ask) {
+            Ok(dwarf) => (dwarf, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let names = names(&bytes, &executable, separate);
+        Ok(Self { identity, dwarf, names, failure, file })
     }
 
-    fn frames(&self, addresses: &[Svma]) -> Result<Vec<Vec<Frame>>, FileError> {
+    fn frames(&self, addresses: &[Svma], ask: Ask<'_>) -> Result<Vec<Vec<Frame>>, FileError> {
         let file = Pread { file: &self.file, size_bytes: self.identity.size_bytes };
         let mut found = go::frames(&file, addresses);
-        let (mut failure, mut sizeless) = (None, Vec::new());
-        for source in &self.sources {
-            let missing = |&index: &usize| found[index].is_empty() && addresses[index] < USER_END;
-            let indices: Vec<usize> = (0..addresses.len()).filter(missing).collect();
-            if indices.is_empty() {
-                break;
-            }
-            let offsets: Vec<u64> = indices.iter().map(|&index| addresses[index].0).collect();
-            match self.symbolizer.symbolize(source, Input::VirtOffset(&offsets)) {
-                Ok(symbols) => {
-                    for (index, symbol) in indices.into_iter().zip(symbols) {
-                        found[index] = frames_of(&symbol);
-                        sizeless.extend(start_without_size(&symbol).map(|start| (index, start)));
-                    }
+        if let Some(dwarf) = &self.dwarf {
+            for (frames, address) in found.iter_mut().zip(addresses) {
+                if frames.is_empty() && *address < USER_END {
+                    *frames = dwarf.frames(address.0, ask);
                 }
-                Err(error) => failure = Some(error),
             }
         }
+        let sizeless = self.take_names(addresses, &mut found);
         if !sizeless.is_empty() {
             let wanted: Vec<Svma> = sizeless.iter().map(|(index, _start)| addresses[*index]).collect();
             let stated = profiler_unwind::function_starts(&file, &wanted).unwrap_or_default();
@@ -117,31 +116,46 @@ impl OpenFile {
                 }
             }
         }
-        self.take_linkage_names(addresses, &mut found);
-        match failure {
-            Some(error) if found.iter().all(Vec::is_empty) => Err(FileError::Corrupt(error.to_string())),
+        // A line without a function is no place that a stack can show.
+        found.iter_mut().filter(|frames| frames.last().is_some_and(|frame| frame.name.is_empty())).for_each(Vec::clear);
+        match &self.failure {
+            Some(failure) if found.iter().all(Vec::is_empty) => Err(FileError::Corrupt(failure.clone())),
             _ => Ok(found),
         }
     }
-}
 
-impl OpenFile {
-    /// DWARF without linkage names (rustc's line tables) has bare names, the same for the functions of
-    /// many types: then the symbol table's name counts.
-    fn take_linkage_names(&self, addresses: &[Svma], found: &mut [Vec<Frame>]) {
+    /// Names the functions that DWARF does not know, or knows by their bare names only: without linkage
+    /// names (rustc's line tables) those are the same for the functions of many types. Tells which names
+    /// stand for code of unknown length, and where it starts.
+    fn take_names(&self, addresses: &[Svma], found: &mut [Vec<Frame>]) -> Vec<(usize, Svma)> {
         let bare = |frame: &Frame| !frame.file.is_empty() && frame.name == frame.system_name;
-        let bare = |&index: &usize| found[index].last().is_some_and(bare) && addresses[index] < USER_END;
-        let indices: Vec<usize> = (0..addresses.len()).filter(bare).collect();
-        let offsets: Vec<u64> = indices.iter().map(|&index| addresses[index].0).collect();
-        let Some(names_only) = self.sources.last().filter(|_| !indices.is_empty()) else { return };
-        let Ok(symbols) = self.symbolizer.symbolize(names_only, Input::VirtOffset(&offsets)) else { return };
-        for (index, symbol) in indices.into_iter().zip(symbols) {
-            if let (Some(bare), Some(full)) = (found[index].last_mut(), frames_of(&symbol).pop())
-                && full.name != full.system_name
-            {
-                (bare.name, bare.system_name) = (full.name, full.system_name);
+        let lacking = |&index: &usize| found[index].last().is_none_or(bare) && addresses[index] < USER_END;
+        let mut lacking: Vec<usize> = (0..addresses.len()).filter(lacking).collect();
+        let mut sizeless = Vec::new();
+        for names in &self.names {
+            let symbols = names.find(lacking.iter().map(|index| addresses[*index]));
+            let mut rest = Vec::new();
+            for (index, symbol) in lacking.into_iter().zip(symbols) {
+                let reach = |start: Svma| addresses[index].0 - start.0 < SIZELESS_REACH_BYTES;
+                let Some(symbol) = symbol.filter(|symbol| !symbol.sizeless || reach(symbol.start)) else {
+                    rest.push(index);
+                    continue;
+                };
+                let full = frame(&symbol.name, None, false);
+                match found[index].last_mut() {
+                    None => {
+                        found[index].push(full);
+                        sizeless.extend(symbol.sizeless.then_some((index, symbol.start)));
+                    }
+                    Some(bare) if bare.name.is_empty() || full.name != full.system_name => {
+                        (bare.name, bare.system_name) = (full.name, full.system_name);
+                    }
+                    Some(_) => {}
+                }
             }
+            lacking = rest;
         }
+        sizeless
     }
 
     /// Tells where the functions start that have no name.
@@ -162,43 +176,46 @@ impl OpenFile {
     }
 }
 
-/// The file that holds the debug information of the one at `path`, where this system has it. Its
-/// name is made of nothing but the build id's digits.
-pub(super) fn debug_file(path: &Path) -> Option<PathBuf> {
-    let build_id = blazesym::helper::read_elf_build_id(&path).ok()??;
-    let (first, rest) = build_id.split_first()?;
-    let digits: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let file = Path::new(DEBUG_DIRECTORY).join(format!("{first:02x}")).join(digits + ".debug");
-    file.is_file().then_some(file)
+/// The path of the file with the debug information of an executable, if it is apart and there.
+pub(super) fn debug_file(executable: &OwnedFd, ask: Ask<'_>) -> Option<String> {
+    let bytes = Bytes::map(executable).ok()?;
+    let (_file, path) = separate::debug_file(&elf::parse(&bytes).ok()?, ask)?;
+    Some(path)
 }
 
-/// The functions at one address, innermost first; none when it is in no function with a name.
-fn frames_of(symbol: &Symbolized<'_>) -> Vec<Frame> {
-    let Symbolized::Sym(symbol) = symbol else { return Vec::new() };
-    // At 0 are the names of symbol versions.
-    let guess = symbol.size.is_none() && (symbol.addr == 0 || symbol.offset >= SIZELESS_REACH_BYTES);
-    if guess || symbol.name.is_empty() {
-        return Vec::new();
+/// The DWARF of an executable: its own, or that of its debug file.
+fn dwarf(
+    executable: &Rc<Bytes>,
+    separate: Option<&Rc<Bytes>>,
+    ask: Ask<'_>,
+) -> Result<Option<Dwarf>, dwarf::DwarfError> {
+    for debug in separate.into_iter().chain([executable]) {
+        let file = elf::parse(debug)?;
+        if elf::has_section(&file, ".debug_info") {
+            let supplement = separate::supplement(&file, ask);
+            let is_split = elf::has_section(&file, ".debug_addr");
+            let package = is_split.then(|| separate::package(ask)).flatten();
+            return Dwarf::parse(Files { debug: Rc::clone(debug), supplement, package }).map(Some);
+        }
     }
-    let inner = symbol.inlined.iter().rev();
-    let inner = inner.map(|function| frame(&function.name, function.code_info.as_ref(), true));
-    inner.chain([frame(&symbol.name, symbol.code_info.as_deref(), false)]).collect()
+    Ok(None)
 }
 
-/// Where the function starts, if its symbol does not say how long it is.
-fn start_without_size(symbol: &Symbolized<'_>) -> Option<Svma> {
-    let Symbolized::Sym(symbol) = symbol else { return None };
-    symbol.size.is_none().then_some(Svma(symbol.addr))
+/// The symbol tables of an executable, the most telling one first.
+fn names(bytes: &Rc<Bytes>, executable: &Elf<'_>, separate: Option<Rc<Bytes>>) -> Vec<Names> {
+    let embedded = executable.elf_symbol_table().is_empty().then(|| elf::embedded(executable)).flatten();
+    let all = separate.into_iter().chain([Rc::clone(bytes)]).chain(embedded);
+    all.map(|bytes| Names::new(bytes, Which::All)).chain([Names::new(Rc::clone(bytes), Which::Dynamic)]).collect()
 }
 
-fn frame(symbol: &str, code: Option<&CodeInfo<'_>>, inlined: bool) -> Frame {
-    let file = code.map(|code| code.to_path().to_string_lossy().into_owned());
+fn frame(symbol: &str, location: Option<&Location<'_>>, inlined: bool) -> Frame {
+    let file = location.and_then(|location| location.file).unwrap_or_default();
     Frame {
         name: demangle(symbol),
         system_name: truncate(symbol).to_owned(),
-        file: file.as_deref().map(truncate).unwrap_or_default().to_owned(),
-        line: code.and_then(|code| code.line).unwrap_or_default(),
-        column: code.and_then(|code| code.column).unwrap_or_default().into(),
+        file: truncate(file).to_owned(),
+        line: location.and_then(|location| location.line).unwrap_or_default(),
+        column: location.and_then(|location| location.column).unwrap_or_default(),
         inlined,
         nameless_start: Svma(0),
     }
