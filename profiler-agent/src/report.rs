@@ -3,6 +3,7 @@
 use std::io::{IsTerminal as _, Write as _};
 
 use profiler_common::record::StopReason;
+use profiler_export::broken;
 use profiler_model::{Figures, Profile};
 
 use crate::cli;
@@ -47,7 +48,9 @@ fn summary(profile: &Profile) -> String {
     let mut text = format!("{} samples in {:.1} s", figures.samples, profile.about().duration_ns as f64 / 1e9);
     if figures.samples > 0 {
         let share = 100.0 * (1.0 - figures.incomplete as f64 / figures.samples as f64);
-        text.push_str(&format!(", {share:.1}% of the stacks complete{}", reasons(&figures)));
+        let place = broken(profile).into_iter().find(|broken| !broken.function.is_empty());
+        let reasons = reasons(&figures, place.map(|broken| broken.function).as_deref());
+        text.push_str(&format!(", {share:.1}% of the stacks complete{reasons}"));
     }
     text.push_str(&format!(", {} lost", quality.samples_lost()));
     if let Some(missed) = quality.missed_by_kernel {
@@ -70,8 +73,9 @@ pub(crate) fn why_empty(profile: &Profile) -> Option<String> {
     })
 }
 
-/// Why stacks lack callers, if more than one in a hundred does: the most frequent reason first.
-fn reasons(figures: &Figures) -> String {
+/// Why stacks lack callers, if more than one in a hundred does: the most frequent reason first; and the
+/// function where most of them end.
+fn reasons(figures: &Figures, place: Option<&str>) -> String {
     if figures.incomplete.saturating_mul(100) <= figures.samples {
         return String::new();
     }
@@ -79,7 +83,8 @@ fn reasons(figures: &Figures) -> String {
     let mut reasons: Vec<_> = figures.stops.iter().filter(|(reason, _count)| !complete.contains(reason)).collect();
     reasons.sort_by_key(|(_reason, count)| std::cmp::Reverse(**count));
     let reasons: Vec<_> = reasons.into_iter().map(|(reason, count)| format!("{count} {}", reason.name())).collect();
-    format!(" ({})", reasons.join(", "))
+    let place = place.map(|function| format!("; most end in {function}")).unwrap_or_default();
+    format!(" ({}{place})", reasons.join(", "))
 }
 
 /// What became of every sample that was taken, each by name.
@@ -115,9 +120,11 @@ mod tests {
     #[test]
     fn many_incomplete_stacks_are_explained() {
         let stops = [(StopReason::UnsupportedCfi, 5), (StopReason::StackCopyEnded, 61)];
-        assert_eq!(reasons(&figures(1000, &stops)), " (61 stack_copy_ended, 5 unsupported_cfi)");
-        assert_eq!(reasons(&figures(6600, &stops)), "");
-        assert_eq!(reasons(&figures(0, &[])), "");
+        assert_eq!(reasons(&figures(1000, &stops), None), " (61 stack_copy_ended, 5 unsupported_cfi)");
+        let named = " (61 stack_copy_ended, 5 unsupported_cfi; most end in walk)";
+        assert_eq!(reasons(&figures(1000, &stops), Some("walk")), named);
+        assert_eq!(reasons(&figures(6600, &stops), Some("walk")), "");
+        assert_eq!(reasons(&figures(0, &[]), None), "");
     }
 
     /// What the terminal and the graphs name is explained.

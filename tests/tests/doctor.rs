@@ -16,7 +16,7 @@ const MS: &str = "120000";
 
 fn doctor(lab: &Lab, pid: u32, arguments: &[&str]) -> Output {
     let mut command = Command::new(lab.program());
-    command.args(["doctor", "-p", &pid.to_string(), "-d", "1s"]).args(arguments);
+    command.args(["doctor", "-p", &pid.to_string(), "-d", "500ms", "-F", "999"]).args(arguments);
     command.output().unwrap()
 }
 
@@ -114,6 +114,21 @@ fn stripped_program() {
     assert!(text.contains(&format!("build {} without -s, and do not strip it", file.display())), "{text}");
 }
 
+/// What it runs is no longer what is installed.
+#[test]
+fn deleted_program() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = lab.copy("chain12", folder.path(), "deleted");
+    let program = working(&file, &["120"]);
+    fs::remove_file(&file).unwrap();
+    let (text, report) = answers(&lab, program.pid());
+    assert_eq!(code(&report, "/deleted")["deleted"], true);
+    assert_eq!(code(&report, "/libc.so.6")["deleted"], false);
+    assert!(is_whole(&report), "{report:#}");
+    assert!(text.contains(&format!("{} (deleted)\n", file.display())), "{text}");
+}
+
 /// The library with debug information in a file of its own, found by the build id.
 #[test]
 fn separate_debug_file() {
@@ -157,6 +172,13 @@ fn generated_code() {
     let map = PathBuf::from(format!("/tmp/perf-{}.map", silent.pid()));
     assert!(text.contains(&format!("1. have what makes the code write {}", map.display())), "{text}");
     drop(silent);
+
+    let liar = working(&lab.workload("jit"), &[MS, "old"]);
+    let (text, report) = answers(&lab, liar.pid());
+    fs::remove_file(format!("/tmp/perf-{}.map", liar.pid())).unwrap();
+    assert_eq!((&report["generated"]["kind"], fixes(&report)[0]), (&"refused".into(), "repair_map"));
+    assert!(text.contains("is not used: it is older than the process"), "{text}");
+    drop(liar);
 
     let telling = working(&lab.workload("jit"), &[MS, "map", "/dev/null"]);
     let (_text, report) = answers(&lab, telling.pid());

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use profiler_common::address::Pid;
 use profiler_common::record::StopReason;
 use profiler_export::Broken;
 
 use super::code::{Code, Contents};
 use super::fix::{Fix, Why};
 use super::generated::Names;
-use super::packages::{Distribution, Packages, debug_package};
+use super::packages::{Distribution, Owner, Packages, debug_package};
 use super::run_time::RunTime;
 use crate::worker::FileError;
 
@@ -17,13 +18,14 @@ pub(super) struct Circumstances<'a> {
     pub(super) run_time: Option<RunTime>,
     /// The words of the command line.
     pub(super) command: &'a [String],
+    pub(super) pid: Pid,
     /// The process id in the process's own pid namespace.
     pub(super) own_pid: u32,
     pub(super) names: &'a Names,
     pub(super) code: &'a [Code],
     pub(super) packages: &'a Packages,
     /// The packages of the files.
-    pub(super) owners: &'a HashMap<String, String>,
+    pub(super) owners: &'a HashMap<String, Owner>,
 }
 
 impl Circumstances<'_> {
@@ -31,20 +33,30 @@ impl Circumstances<'_> {
     pub(super) fn for_names(&self, code: &Code) -> Option<Fix> {
         let description = code.description()?;
         let sections = description.sections;
-        if sections.symtab || sections.go_table || !description.debug_file.is_empty() || code.path.starts_with('[') {
+        if sections.symtab
+            || sections.gnu_debugdata
+            || sections.go_table
+            || !description.debug_file.is_empty()
+            || code.path.starts_with('[')
+        {
             return None;
         }
         let path = code.path.clone();
-        let package = self.owners.get(code.path.as_str()).map(|package| debug_package(package));
-        let provide = |package: Option<String>| Fix::ProvideDebugFile {
+        if code.deleted && is_of_system(&path) {
+            return Some(Fix::Restart { path });
+        }
+        let owner = self.owners.get(code.path.as_str());
+        let provide = |owner: Option<&Owner>| Fix::ProvideDebugFile {
             path: path.clone(),
             build_id: code.build_id.clone(),
-            package: package.unwrap_or_default(),
+            package: owner.map(|owner| debug_package(&owner.package)).unwrap_or_default(),
         };
         let no_build_id = code.build_id.is_empty();
-        Some(match (&self.packages.distribution, package) {
-            (_, package) if self.packages.elsewhere && !no_build_id => provide(package),
-            (_, Some(package)) if !self.packages.elsewhere => Fix::InstallDebugPackage { package },
+        Some(match (&self.packages.distribution, owner) {
+            (_, owner) if self.packages.elsewhere && !no_build_id => provide(owner),
+            (_, Some(Owner { package, version })) if !self.packages.elsewhere => {
+                Fix::InstallDebugPackage { package: debug_package(package), version: version.clone() }
+            }
             (Distribution::Rpm, None) if !self.packages.elsewhere && is_of_system(&path) => {
                 Fix::InstallDebugInfo { path }
             }
@@ -79,7 +91,7 @@ impl Circumstances<'_> {
         let sampled = self.code.iter().any(|code| code.is_generated() && code.samples > 0);
         Some(match self.run_time {
             Some(RunTime::Node) => Fix::NodePerfMap,
-            Some(RunTime::Jvm) => Fix::JvmPerfMap { pid: self.own_pid },
+            Some(RunTime::Jvm) => Fix::JvmPerfMap { pid: self.pid.into(), own_pid: self.own_pid },
             Some(RunTime::CPython { minor: minor @ ..=11 }) => Fix::NewerPython { minor },
             Some(RunTime::CPython { .. }) => Fix::PythonPerfMap,
             Some(RunTime::DotNet) => Fix::DotNetPerfMap,

@@ -46,6 +46,8 @@ pub(super) struct Code {
     pub(super) build_id: String,
     pub(super) places: Vec<Place>,
     pub(super) contents: Contents,
+    /// The file was removed or replaced since it was mapped.
+    pub(super) deleted: bool,
     /// Samples with a frame in it.
     pub(super) samples: u64,
     /// Those with a frame in it that has no name.
@@ -61,6 +63,7 @@ impl Code {
             build_id: String::new(),
             places: Vec::new(),
             contents,
+            deleted: false,
             samples: 0,
             nameless_samples: 0,
             file: None,
@@ -93,6 +96,8 @@ pub(super) fn of_process(tracker: &Tracker, pid: Pid) -> Vec<Code> {
             let file = executable.file.as_ref().filter(|_| !executable.generated);
             all.push(Code {
                 build_id: executable.build_id.clone(),
+                // The vDSO has a file of ours, without a name.
+                deleted: file.is_some_and(|file| is_deleted(file)) && executable.path.starts_with('/'),
                 file: file.map(|file| (mapping.file, Arc::clone(file), executable.place())),
                 ..Code::new(&executable.path, contents)
             });
@@ -104,6 +109,11 @@ pub(super) fn of_process(tracker: &Tracker, pid: Pid) -> Vec<Code> {
         }
     }
     all
+}
+
+/// Whether a file has no name any more.
+fn is_deleted(file: &OwnedFd) -> bool {
+    rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 0)
 }
 
 /// Has a worker look at the files.

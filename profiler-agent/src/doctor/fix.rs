@@ -28,6 +28,9 @@ pub(super) enum Fix {
     InstallDebugPackage {
         /// The package.
         package: String,
+        /// Its version, that of the program: another one would bring another program with it. Empty when it
+        /// is not known.
+        version: String,
     },
     /// Install the debug information of the package that a file is of, with dnf.
     InstallDebugInfo {
@@ -42,6 +45,11 @@ pub(super) enum Fix {
         build_id: String,
         /// The package that has it where the file comes from; empty when that is not known.
         package: String,
+    },
+    /// Start it again: the installed file is another one by now, and so is its debug information.
+    Restart {
+        /// The file.
+        path: String,
     },
     /// Leave the symbols in a program that is built here.
     KeepSymbols {
@@ -66,8 +74,10 @@ pub(super) enum Fix {
     NodePerfMap,
     /// Have the JVM tell of its code, now.
     JvmPerfMap {
+        /// Its process id.
+        pid: Pid32,
         /// Its process id in its own pid namespace.
-        pid: u32,
+        own_pid: u32,
     },
     /// Have the JVM keep frame pointers.
     JvmFramePointers,
@@ -164,12 +174,29 @@ impl Fix {
                 "sudo apt-get install ubuntu-dbgsym-keyring && echo 'deb http://ddebs.ubuntu.com {codename} main \
                  restricted universe multiverse' | sudo tee /etc/apt/sources.list.d/ddebs.list && sudo apt-get update"
             ),
-            Self::InstallDebugPackage { package } => format!("sudo apt-get install {}", quoted(package)),
+            Self::InstallDebugPackage { .. } => format!("sudo apt-get install {}", self.apt_word()?),
             Self::InstallDebugInfo { path } => format!("sudo dnf debuginfo-install \"$(rpm -qf {})\"", quoted(path)),
-            Self::JvmPerfMap { pid } => format!("jcmd {pid} Compiler.perfmap"),
+            Self::JvmPerfMap { pid, own_pid } if pid.0 == *own_pid => format!("jcmd {own_pid} Compiler.perfmap"),
+            // In its container.
+            Self::JvmPerfMap { pid, own_pid } => {
+                format!("sudo nsenter -m -p -t {} -- jcmd {own_pid} Compiler.perfmap", pid.0)
+            }
             Self::PutLoadOnIt { pid } => format!("spanflame dump -p {}", pid.0),
             _ => return None,
         })
+    }
+}
+
+impl Fix {
+    /// What apt installs, for the shell: a package in a version.
+    pub(super) fn apt_word(&self) -> Option<String> {
+        match self {
+            Self::InstallDebugPackage { package, version } if version.is_empty() => Some(quoted(package).into_owned()),
+            Self::InstallDebugPackage { package, version } => {
+                Some(quoted(&format!("{package}={version}")).into_owned())
+            }
+            _ => None,
+        }
     }
 }
 
@@ -183,7 +210,7 @@ impl fmt::Display for Fix {
             Self::AddUbuntuDebugArchive { .. } => {
                 f.write_str("-dbgsym packages are in an archive of their own: add it")
             }
-            Self::InstallDebugPackage { package } => write!(f, "install {package}"),
+            Self::InstallDebugPackage { package, .. } => write!(f, "install {package}"),
             Self::InstallDebugInfo { path } => write!(f, "install the debug information of {}", file(path)),
             Self::ProvideDebugFile { path, build_id, package } => {
                 let (first, rest) = build_id.split_at_checked(2).unwrap_or_default();
@@ -191,8 +218,13 @@ impl fmt::Display for Fix {
                 if !package.is_empty() {
                     write!(f, ", in the package {package} of its container")?;
                 }
-                write!(f, ") and put it at {DEBUG_DIRECTORY}/{first}/{rest}.debug here")
+                write!(f, ") and put it at {DEBUG_DIRECTORY}/{first}/{rest}.debug, here or there")
             }
+            Self::Restart { path } => write!(
+                f,
+                "restart it: {} was replaced while it runs, and debug packages are for what is installed now",
+                file(path)
+            ),
             Self::KeepSymbols { path } => write!(f, "build {} without -s, and do not strip it", file(path)),
             Self::BuildUnwindable { path } => write!(
                 f,
@@ -266,6 +298,7 @@ mod tests {
         assert!(text.contains(r"$'/tmp/$(reboot)\'\012\033[2J.so'"), "{text}");
         let fixes = [
             Fix::KeepSymbols { path: path.clone() },
+            Fix::Restart { path: path.clone() },
             Fix::BuildUnwindable { path: path.clone() },
             Fix::AllowReading { path: path.clone() },
             Fix::ProvideDebugFile { path: path.clone(), build_id: "abcd".to_owned(), package: String::new() },
@@ -283,7 +316,9 @@ mod tests {
             let build_id = build_id.to_owned();
             Fix::ProvideDebugFile { path: "/a".to_owned(), build_id, package: "a-dbgsym".to_owned() }.to_string()
         };
-        assert!(fix("0123ab").contains("a-dbgsym") && fix("0123ab").ends_with("/.build-id/01/23ab.debug here"));
+        assert!(
+            fix("0123ab").contains("a-dbgsym") && fix("0123ab").ends_with("/.build-id/01/23ab.debug, here or there")
+        );
         // What has no build id is not asked for; it does no harm.
         assert!(fix("").contains("/a"));
     }

@@ -12,7 +12,7 @@ use profiler_unwind::{Coverage, Sections};
 
 use super::code::{self, Code, Contents, Place};
 use super::generated::{Generated, Names};
-use super::packages::{Distribution, Packages};
+use super::packages::{Distribution, Owner, Packages};
 use super::report::Findings;
 use super::run_time::RunTime;
 use crate::worker::{Description, FileError};
@@ -76,6 +76,7 @@ impl Scene {
     fn findings(mut self, run_time: Option<RunTime>, names: Names) -> Findings {
         self.profile.quality.samples_taken = self.profile.samples().map(|sample| sample.count).sum();
         code::count(&mut self.code, &self.profile);
+        let owner = Owner { package: "server-bin".to_owned(), version: "1:2.3-4".to_owned() };
         Findings {
             pid: PID,
             name: "server".to_owned(),
@@ -88,7 +89,7 @@ impl Scene {
                 distribution: Distribution::Debian { codename: "bookworm".to_owned() },
                 ..Packages::default()
             },
-            owners: HashMap::from([("/usr/bin/server".to_owned(), "server-bin".to_owned())]),
+            owners: HashMap::from([("/usr/bin/server".to_owned(), owner)]),
         }
     }
 }
@@ -137,6 +138,8 @@ pub(super) fn server() -> Findings {
         sections: Sections { gnu_debugdata: true, debug_info: true, ..Sections::default() },
         ..Description::default()
     };
+    let replaced = scene.file("/usr/lib/libreplaced.so", "cc03", Contents::Described(stripped()));
+    scene.code[replaced].deleted = true;
     scene.file("/opt/libfp.so", "", Contents::Described(frame_pointers));
     scene.file("/opt/libnothing.so", "", Contents::Described(Description::default()));
     scene.file("/run/secret", "", Contents::Unopened);
@@ -145,10 +148,12 @@ pub(super) fn server() -> Findings {
 
     let (main, parse) = (scene.at(server, 0x1100, "main"), scene.at(server, 0x1200, ""));
     let (start, read) = (scene.at(libc, 0x2000, "__libc_start_main"), scene.at(libc, 0x2100, "read"));
+    let old = scene.at(replaced, 0x2200, "");
     let leaves = [0x10, 0x20, 0x30].map(|offset| scene.at(bare, offset, "bare_leaf"));
     let (morestack, made) = (scene.at(go, 0x40, "runtime.morestack"), scene.at(jit, 0x50, "[jit]"));
     scene.samples(&[parse, main, start], StopReason::Complete, 700);
     scene.samples(&[read, parse, main, start], StopReason::Complete, 200);
+    scene.samples(&[old, parse, main, start], StopReason::Complete, 10);
     scene.samples(&[leaves[0]], StopReason::NoFramePointer, 20);
     scene.samples(&[leaves[1]], StopReason::NoFramePointer, 21);
     scene.samples(&[leaves[2]], StopReason::NoFramePointer, 19);
@@ -182,13 +187,17 @@ pub(super) fn whole() -> Findings {
     scene.findings(Some(RunTime::Node), names)
 }
 
-/// A JVM without any option.
+/// A JVM without any option, and many libraries.
 pub(super) fn java() -> Findings {
     let mut scene = Scene::new();
     let jvm = Description { sections: Sections { symtab: true, eh_frame: true, ..Sections::default() }, ..stripped() };
     let path = "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so";
     let jvm = scene.file(path, "aa01", Contents::Described(jvm));
     let jit = scene.file("[jit]", "", Contents::Generated);
+    for number in 0..20 {
+        scene.file(&format!("/usr/lib/lib{number}.so"), "", Contents::Described(stripped()));
+    }
+    scene.file("/opt/libnothing.so", "", Contents::Described(Description::default()));
     for offset in 0..40 {
         let made = scene.at(jit, offset, "[jit]");
         scene.samples(&[made], StopReason::NoFramePointer, 10);

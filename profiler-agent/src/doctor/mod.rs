@@ -96,6 +96,10 @@ async fn examine(pid: Pid, options: &Record) -> Result<Report, RecordError> {
     let command = proc_fs::command_line(pid);
     let name = proc_fs::name(pid).unwrap_or_default();
     let (profile, mut code, generated) = sample(pid, options).await?;
+    if code.is_empty() && proc_fs::living_thread(pid).is_none() {
+        // It ended before anything of it was seen.
+        return Err(RecordError::Ended(pid));
+    }
     code::describe(&mut code).await?;
     code::count(&mut code, &profile);
     let run_time = RunTime::of(code.iter().map(|code| code.path.as_str()), &command);

@@ -5,15 +5,19 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use profiler_common::address::Pid;
 
-use crate::tracker::{Opening, file_in, folder_in, open_owned, root_of};
+use crate::tracker::{Opening, folder_in, open_in, open_owned, root_of};
 
 /// Lists of files that are read, at most, and bytes of one and of all. A desktop has 4,000 with 30 MB.
 const MOST_LISTS: usize = 20_000;
 const MOST_LIST_BYTES: u64 = 16 << 20;
 const MOST_BYTES: u64 = 256 << 20;
+
+/// `/var/lib/dpkg/status` is read up to this many bytes. A desktop's has 6 MB.
+const MOST_STATUS_BYTES: u64 = 64 << 20;
 
 /// `/etc/os-release` is read up to this many bytes.
 const MOST_RELEASE_BYTES: u64 = 64 << 10;
@@ -38,6 +42,14 @@ pub(super) enum Distribution {
     Other,
 }
 
+/// The package of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Owner {
+    pub(super) package: String,
+    /// The version that is installed; empty when it is not known.
+    pub(super) version: String,
+}
+
 /// The packages of a root directory.
 #[derive(Debug, Default)]
 pub(super) struct Packages {
@@ -53,7 +65,8 @@ impl Packages {
     /// Those of a process's root directory.
     pub(super) fn of(pid: Pid) -> Self {
         let Some(root) = root_of(pid) else { return Self::default() };
-        let release = file_in(&root, "etc/os-release").map(|file| text_of(file, MOST_RELEASE_BYTES));
+        let release =
+            open_in(Some(&root), Path::new("etc/os-release"), true).map(|file| text_of(file, MOST_RELEASE_BYTES));
         let identity = |root: &OwnedFd| rustix::fs::fstat(root).ok().map(|stat| (stat.st_dev, stat.st_ino));
         let ours = root_of(Pid(std::process::id()));
         Self {
@@ -65,7 +78,7 @@ impl Packages {
     }
 
     /// The package of each of these paths, as far as it is known.
-    pub(super) fn owners(&self, paths: &[&str]) -> HashMap<String, String> {
+    pub(super) fn owners(&self, paths: &[&str]) -> HashMap<String, Owner> {
         let mut owners = HashMap::new();
         let Some(root) = &self.root else { return owners };
         if !matches!(self.distribution, Distribution::Debian { .. } | Distribution::Ubuntu { .. }) || paths.is_empty() {
@@ -80,11 +93,32 @@ impl Packages {
             left_bytes = left_bytes.saturating_sub(text.len() as u64);
             let package = list.trim_end_matches(".list").split(':').next().unwrap_or_default();
             for path in text.lines().filter_map(|line| wanted.get(line)) {
-                owners.entry((*path).to_owned()).or_insert_with(|| package.to_owned());
+                let owner = || Owner { package: package.to_owned(), version: String::new() };
+                owners.entry((*path).to_owned()).or_insert_with(owner);
             }
+        }
+        let status =
+            open_in(Some(root), Path::new("var/lib/dpkg/status"), true).map(|file| text_of(file, MOST_STATUS_BYTES));
+        let versions = versions(status.as_deref().unwrap_or_default());
+        for owner in owners.values_mut() {
+            versions.get(owner.package.as_str()).copied().unwrap_or_default().clone_into(&mut owner.version);
         }
         owners
     }
+}
+
+/// The version of each package, by dpkg's list of all.
+fn versions(status: &str) -> HashMap<&str, &str> {
+    let mut package = "";
+    let mut versions = HashMap::new();
+    for line in status.lines() {
+        if let Some(name) = line.strip_prefix("Package: ") {
+            package = name;
+        } else if let Some(version) = line.strip_prefix("Version: ") {
+            versions.entry(package).or_insert(version);
+        }
+    }
+    versions
 }
 
 /// Where /lib is a link to /usr/lib, a file has two names, and dpkg may know the other one.
@@ -229,7 +263,11 @@ mod tests {
             && said.status.success()
         {
             let said = String::from_utf8(said.stdout).unwrap();
-            assert_eq!(owners.get(path).map(String::as_str), said.split(':').next(), "{said}");
+            let owner = owners.get(path).unwrap();
+            assert_eq!(Some(owner.package.as_str()), said.split(':').next(), "{said}");
+            let query = ["-W", "-f", "${Version}", &owner.package];
+            let version = std::process::Command::new("dpkg-query").args(query).output().unwrap();
+            assert_eq!(owner.version, String::from_utf8(version.stdout).unwrap());
         }
     }
 }

@@ -11,7 +11,7 @@ use super::advice::Circumstances;
 use super::code::{Code, Contents};
 use super::fix::{Fix, Why};
 use super::generated::{Generated, Names};
-use super::packages::Packages;
+use super::packages::{Owner, Packages};
 use super::run_time::RunTime;
 use crate::proc_fs;
 use crate::worker::{Description, FileError};
@@ -27,7 +27,7 @@ pub(super) struct Findings {
     pub(super) generated: Generated,
     pub(super) packages: Packages,
     /// The packages of files.
-    pub(super) owners: HashMap<String, String>,
+    pub(super) owners: HashMap<String, Owner>,
 }
 
 /// The answer.
@@ -58,6 +58,8 @@ pub(super) struct Report {
 pub(super) struct CodeEntry {
     pub(super) path: String,
     pub(super) build_id: String,
+    /// The file was removed or replaced since it was mapped.
+    pub(super) deleted: bool,
     pub(super) mappings: Vec<Mapping>,
     pub(super) samples: u64,
     pub(super) nameless_samples: u64,
@@ -212,6 +214,7 @@ impl Report {
         let figures = Figures::of(&profile);
         let circumstances = Circumstances {
             run_time,
+            pid,
             command: &command,
             own_pid: generated.own_pid.unwrap_or(pid).0,
             names: &generated.names,
@@ -285,8 +288,7 @@ fn advice(circumstances: &Circumstances<'_>, broken: &[BrokenEntry]) -> Vec<Advi
     let mut advice = all;
     // What makes stacks whole goes before what gives them names, where both help as much.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.samples));
-    let needs_archive =
-        |advice: &Advice| matches!(&advice.fix, Fix::InstallDebugPackage { package } if package.ends_with("-dbgsym"));
+    let needs_archive = |advice: &Advice| matches!(&advice.fix, Fix::InstallDebugPackage { package, .. } if package.ends_with("-dbgsym"));
     if let Some(at) = advice.iter().position(needs_archive)
         && let Some(fix) = circumstances.for_archive()
     {
@@ -328,6 +330,7 @@ impl CodeEntry {
         Self {
             path: code.path.clone(),
             build_id: code.build_id.clone(),
+            deleted: code.deleted,
             mappings: code.places.iter().map(mapping).collect(),
             samples: code.samples,
             nameless_samples: code.nameless_samples,

@@ -8,10 +8,12 @@ use profiler_model::clean;
 use super::fix::Fix;
 use super::generated::Names;
 use super::report::{Advice, CodeEntry, DebugInfo, Report, Symbols, Unwinding};
-use crate::counts::quoted;
 
 /// Places of broken stacks that are shown.
 const MOST_BROKEN: usize = 12;
+
+/// Files that are shown whether there is something to say of them or not.
+const MOST_ROWS: usize = 12;
 
 /// Characters of the path of a debug file where there is little room.
 const SHORT_DEBUG_PATH: usize = 28;
@@ -98,15 +100,28 @@ fn percent(part: u64, all: u64) -> String {
 
 fn table(text: &mut String, report: &Report, width: usize) {
     let header = ["in samples", "unwinding", "rows", "refused", "symbols", "debug info", "code"].map(str::to_owned);
-    let whole: Vec<[String; 7]> = report.code.iter().map(|code| row(code, report, usize::MAX)).collect();
+    let (shown, others): (Vec<&CodeEntry>, Vec<&CodeEntry>) = report
+        .code
+        .iter()
+        .partition(|code| report.samples == 0 || report.code.len() <= MOST_ROWS || code.samples > 0 || !is_plain(code));
+    let whole: Vec<[String; 7]> = shown.iter().map(|code| row(code, report, usize::MAX)).collect();
     let fits = |rows: &[[String; 7]]| widths(&header, rows).iter().sum::<usize>() + 2 * header.len() <= width;
     let rows =
-        if fits(&whole) { whole } else { report.code.iter().map(|code| row(code, report, SHORT_DEBUG_PATH)).collect() };
+        if fits(&whole) { whole } else { shown.iter().map(|code| row(code, report, SHORT_DEBUG_PATH)).collect() };
     let [a, b, c, d, e, f, _last] = widths(&header, &rows);
     for [samples, unwinding, rows, refused, symbols, debug_info, path] in std::iter::once(&header).chain(&rows) {
         let left = format!("{samples:>a$}  {unwinding:<b$}  {rows:>c$}  {refused:>d$}");
         line(text, &format!("{left}  {symbols:<e$}  {debug_info:<f$}  {path}"));
     }
+    if !others.is_empty() {
+        let count = others.len();
+        line(text, &format!("{:>a$}  {count} more files with unwind tables, in no sample: --json has them", "-"));
+    }
+}
+
+/// Whether there is nothing to say about the unwinding of a file.
+fn is_plain(code: &CodeEntry) -> bool {
+    matches!(code.unwinding, Unwinding::Table { unreadable: 0, .. }) && !unwinding(code).contains(" for ")
 }
 
 fn widths(header: &[String; 7], rows: &[[String; 7]]) -> [usize; 7] {
@@ -137,10 +152,13 @@ fn row(code: &CodeEntry, report: &Report, debug_path_width: usize) -> [String; 7
         Unwinding::Table { rows, refused, unreadable, .. } => (rows.to_string(), (refused + unreadable).to_string()),
         _ => (String::new(), String::new()),
     };
-    let path = match code.mappings.len() {
-        0 | 1 => code.path.clone(),
-        count => format!("{} ({count} mappings)", code.path),
-    };
+    let mut path = code.path.clone();
+    if code.deleted {
+        path.push_str(" (deleted)");
+    }
+    if code.mappings.len() > 1 {
+        let _ = write!(path, " ({} mappings)", code.mappings.len());
+    }
     [samples, unwinding(code), rows, refused, symbols.to_owned(), debug_info, path]
 }
 
@@ -188,9 +206,9 @@ fn items(report: &Report) -> Vec<(Vec<&Advice>, Option<String>)> {
     for advice in &report.fixes {
         let is_package = |advice: &Advice| matches!(advice.fix, Fix::InstallDebugPackage { .. });
         let first = items.iter_mut().find(|(known, _)| is_package(advice) && known.iter().all(|one| is_package(one)));
-        if let (Some((known, command)), Fix::InstallDebugPackage { package }) = (first, &advice.fix) {
+        if let (Some((known, command)), Some(word)) = (first, advice.fix.apt_word()) {
             known.push(advice);
-            *command = command.take().map(|command| format!("{command} {}", quoted(package)));
+            *command = command.take().map(|command| format!("{command} {word}"));
         } else {
             items.push((vec![advice], advice.fix.command()));
         }

@@ -30,7 +30,7 @@ use profiler_common::counter::Counter;
 use profiler_unwind::UnwindTable;
 
 pub(crate) use self::executables::Executable;
-pub(crate) use self::open::{Opening, file_in, folder_in, open_in, open_owned, root_of, tmp_in};
+pub(crate) use self::open::{Opening, folder_in, open_in, open_owned, root_of, tmp_in};
 pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedProcess};
 
 /// How long an ended process, and a file that nobody maps, are kept for samples still on their way.

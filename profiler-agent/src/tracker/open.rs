@@ -74,16 +74,6 @@ pub(crate) fn folder_in(root: &OwnedFd, path: &str) -> Option<OwnedFd> {
     rustix::fs::openat2(root, path, flags, Mode::empty(), inside).ok()
 }
 
-/// Opens a regular file below a root directory. Links are followed within the root.
-pub(crate) fn file_in(root: &OwnedFd, path: &str) -> Option<OwnedFd> {
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let (file, stat) = look_at(rustix::fs::openat2(root, path, LOOK, Mode::empty(), inside))?;
-    match reopen(is_regular(&stat).then_some(&file)?) {
-        Opened::File(file) => Some(file),
-        _ => None,
-    }
-}
-
 /// The folder `/tmp` below a root directory.
 pub(crate) fn tmp_in(root: &OwnedFd) -> Option<OwnedFd> {
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
