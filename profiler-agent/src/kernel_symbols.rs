@@ -10,7 +10,7 @@ use profiler_common::address::VirtualAddress;
 const KALLSYMS: &str = "/proc/kallsyms";
 
 /// The smallest page: modules begin and end at its multiples.
-const PAGE_BYTES: u64 = 4096;
+pub(crate) const PAGE_BYTES: u64 = 4096;
 
 /// What is at an address of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(crate) fn symbolize(addresses: &[VirtualAddress]) -> Result<Vec<Option<Kerne
 const END_OF_KERNEL: &str = "_etext";
 
 /// The end of the page in which `address` is.
-const fn page_end(address: u64) -> u64 {
+pub(crate) const fn page_end(address: u64) -> u64 {
     (address - address % PAGE_BYTES).saturating_add(PAGE_BYTES)
 }
 

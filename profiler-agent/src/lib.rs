@@ -1,6 +1,7 @@
 //! The agent: everything that touches the kernel, /proc, the clock, the disk or the network.
 
 mod aggregate;
+mod bpf_code;
 pub mod cli;
 mod clock;
 mod counts;

@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::threads::Picked;
 use crate::aggregate::Aggregator;
+use crate::bpf_code::BpfCode;
 use crate::counts::Counts;
 use crate::generated::Generated;
 use crate::kernel::counters::Counters;
@@ -77,6 +78,7 @@ pub(crate) struct Session {
     records: Records,
     sideband: Sideband,
     events: Vec<SidebandEvent>,
+    bpf_code: BpfCode,
     waiting: Waiting,
     tracker: Tracker,
     generated: Generated,
@@ -121,6 +123,7 @@ impl Session {
             records,
             sideband,
             events: Vec::new(),
+            bpf_code: BpfCode::default(),
             waiting: Waiting::default(),
             tracker,
             generated: Generated::default(),
@@ -233,6 +236,7 @@ impl Session {
             self.waiting.push(record);
         }
         self.sideband.drain(&mut self.events);
+        self.bpf_code.take_from(&mut self.events);
         self.tracker.apply(&mut self.events, settled);
         self.settled = self.tracker.known_up_to();
         self.request_tables();
@@ -330,7 +334,7 @@ impl Session {
             self.answered(reply);
         }
         symbols::count_failed(&self.aggregator, &mut self.counts);
-        if let Some(why) = symbols::name_kernel(&mut self.aggregator) {
+        if let Some(why) = symbols::name_kernel(&mut self.aggregator, &self.bpf_code) {
             self.aggregator.profile.add_note(&format!("kernel functions have no names: {why}"));
         }
         for note in self.tracker.counts.notes().chain(self.counts.notes()) {

@@ -9,6 +9,7 @@ use profiler_common::address::Svma;
 use profiler_common::counter::Counter;
 
 use crate::aggregate::Aggregator;
+use crate::bpf_code::BpfCode;
 use crate::counts::{Counts, quoted};
 use crate::kernel_symbols;
 use crate::tracker::{Executable, Tracker};
@@ -119,13 +120,13 @@ pub(crate) fn count_failed(aggregator: &Aggregator, counts: &mut Counts) {
 }
 
 /// Names the kernel locations that have no name yet. Returns why it could not, if so.
-pub(crate) fn name_kernel(aggregator: &mut Aggregator) -> Option<String> {
+pub(crate) fn name_kernel(aggregator: &mut Aggregator, bpf: &BpfCode) -> Option<String> {
     let wanted = aggregator.take_kernel_wanted();
     let addresses: Vec<_> = wanted.iter().map(|(_location, address)| *address).collect();
     match kernel_symbols::symbolize(&addresses) {
         Ok(named) => {
-            for ((location, _address), symbol) in wanted.iter().zip(named) {
-                aggregator.kernel_symbolized(*location, symbol.as_ref());
+            for ((location, address), symbol) in wanted.iter().zip(named) {
+                aggregator.kernel_symbolized(*location, bpf.symbol(*address).or(symbol).as_ref());
             }
             None
         }

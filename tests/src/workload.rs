@@ -137,6 +137,7 @@ pub const WORKLOADS: &[Workload] = &[
     c("brief", "brief.c", &[]),
     c("bulky", "bulky.c", &[]),
     c("answer", "answer.c", &[]),
+    c("bpf", "bpf.c", &[]),
     c("take_event", "take_event.c", &[]),
     c("bystander", "bystander.c", &[]),
     c("every", "every.c", &[]),

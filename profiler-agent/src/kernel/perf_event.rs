@@ -52,6 +52,7 @@ mod flag {
     pub(super) const MMAP2: u64 = 1 << 23;
     pub(super) const COMM_EXEC: u64 = 1 << 24;
     pub(super) const USE_CLOCKID: u64 = 1 << 25;
+    pub(super) const KSYMBOL: u64 = 1 << 29;
 }
 
 /// `_IO('$', 0)`, `_IO('$', 1)` and `_IOW('$', 8, __u32)`.
@@ -79,7 +80,7 @@ impl PerfEvent {
         )
     }
 
-    /// Counts nothing, but carries the records of executable mappings, exec, fork and exit.
+    /// Counts nothing, but carries the records of executable mappings, exec, fork, exit and BPF code.
     /// `mmap2` without `mmap` delivers no record of mappings.
     pub(super) fn sideband(cpu: u32) -> Result<Self, KernelError> {
         Self::open(
@@ -95,7 +96,8 @@ impl PerfEvent {
                     | flag::TASK
                     | flag::WATERMARK
                     | flag::SAMPLE_ID_ALL
-                    | flag::USE_CLOCKID,
+                    | flag::USE_CLOCKID
+                    | flag::KSYMBOL,
                 wakeup_watermark: 1,
                 clockid: libc::CLOCK_MONOTONIC,
                 ..Attributes::default()

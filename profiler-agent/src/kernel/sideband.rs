@@ -1,4 +1,4 @@
-//! Perf's sideband records: executable mappings, exec, fork and exit, as they happen.
+//! Perf's sideband records: executable mappings, exec, fork, exit and BPF code, as they happen.
 //!
 //! One dummy event a CPU writes them into its own ring; they carry `CLOCK_MONOTONIC` like the
 //! samples, so both can be put in order. Layout: "struct perf_event_header" and "enum
@@ -44,6 +44,17 @@ pub struct Mapping {
     pub path: OsString,
 }
 
+/// A piece of code that the kernel made of a BPF program, or for one (trampolines, dispatchers).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BpfSymbol {
+    /// The first address.
+    pub start: VirtualAddress,
+    /// The address after the last one.
+    pub end: VirtualAddress,
+    /// The name, as in /proc/kallsyms.
+    pub name: String,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SidebandKind {
@@ -66,6 +77,8 @@ pub enum SidebandKind {
     },
     /// A thread ended.
     Exited,
+    /// BPF code was made or removed. Of no process.
+    BpfCode(BpfSymbol),
     /// The ring was (nearly) full, or damaged: from `time` on records of this CPU may be missing.
     Gap,
     /// So many records did not fit into the ring. A [`SidebandKind::Gap`] goes before.
@@ -211,6 +224,9 @@ const RECORD_COMM: u32 = 3;
 const RECORD_EXIT: u32 = 4;
 const RECORD_FORK: u32 = 7;
 const RECORD_MMAP2: u32 = 10;
+const RECORD_KSYMBOL: u32 = 17;
+/// `PERF_RECORD_KSYMBOL_TYPE_BPF`.
+const KSYMBOL_TYPE_BPF: u32 = 1;
 const MISC_COMM_EXEC: u16 = 1 << 13;
 const PROT_EXEC: u32 = 4;
 /// The trailer of every record: pid, tid, time, cpu, reserved.
@@ -240,6 +256,7 @@ fn decode(record: &[u8]) -> Option<SidebandEvent> {
         // pid, ppid, tid, ptid
         RECORD_FORK => event(pid, Tid(half(body, 8)?), SidebandKind::Forked { parent: Pid(half(body, 4)?) }),
         RECORD_EXIT => event(pid, Tid(half(body, 8)?), SidebandKind::Exited),
+        RECORD_KSYMBOL => event(Pid(0), Tid(0), SidebandKind::BpfCode(bpf_symbol(body)?)),
         RECORD_LOST => event(Pid(0), Tid(0), SidebandKind::Lost { count: whole(body, 8)? }),
         _ => None,
     }
@@ -259,6 +276,17 @@ fn mapping(body: &[u8]) -> Option<Mapping> {
         },
         path: OsString::from_vec(until_nul(body.get(64..)?).to_vec()),
     })
+}
+
+/// Address, length, type and flags of 16 bits each, name.
+fn bpf_symbol(body: &[u8]) -> Option<BpfSymbol> {
+    let (start, length) = (whole(body, 0)?, half(body, 8)?);
+    if half(body, 12)? & 0xffff != KSYMBOL_TYPE_BPF || length == 0 {
+        return None;
+    }
+    let (start, end) = (VirtualAddress(start), VirtualAddress(start.checked_add(length.into())?));
+    let name = String::from_utf8_lossy(until_nul(body.get(16..)?)).into_owned();
+    (!name.is_empty()).then_some(BpfSymbol { start, end, name })
 }
 
 fn until_nul(bytes: &[u8]) -> &[u8] {
@@ -315,6 +343,21 @@ mod tests {
         let kind = |misc| decode(&record(RECORD_COMM, misc, &body)).unwrap().kind;
         assert_eq!(kind(u32::from(MISC_COMM_EXEC)), SidebandKind::Exec { comm: comm.clone() });
         assert_eq!(kind(0), SidebandKind::Renamed { comm });
+    }
+
+    #[test]
+    fn bpf_code_is_told_by_name() {
+        let symbol = |kind: u32| {
+            let mut body = 0xffff_ffff_c000_1000_u64.to_ne_bytes().to_vec();
+            body.extend(0x80_u32.to_ne_bytes());
+            body.extend((kind | 1 << 16).to_ne_bytes());
+            body.extend(b"bpf_prog_0123_x\0");
+            decode(&record(RECORD_KSYMBOL, 0, &body)).map(|event| event.kind)
+        };
+        let (start, end) = (VirtualAddress(0xffff_ffff_c000_1000), VirtualAddress(0xffff_ffff_c000_1080));
+        let name = "bpf_prog_0123_x".to_owned();
+        assert_eq!(symbol(KSYMBOL_TYPE_BPF), Some(SidebandKind::BpfCode(BpfSymbol { start, end, name })));
+        assert_eq!(symbol(2), None);
     }
 
     #[test]

@@ -239,7 +239,7 @@ impl Tracker {
                 }
             }
             SidebandKind::Renamed { .. } | SidebandKind::Forked { .. } => {}
-            SidebandKind::Gap | SidebandKind::Lost { .. } => {}
+            SidebandKind::Gap | SidebandKind::Lost { .. } | SidebandKind::BpfCode(_) => {}
         }
     }
 
