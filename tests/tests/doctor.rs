@@ -22,14 +22,20 @@ fn doctor(lab: &Lab, pid: u32, arguments: &[&str]) -> Output {
 
 /// What it says, for people and for programs.
 fn answers(lab: &Lab, pid: u32) -> (String, Value) {
-    let said = |arguments: &[&str]| {
-        let ended = doctor(lab, pid, arguments);
-        assert!(ended.status.success(), "{ended:?}");
-        String::from_utf8(ended.stdout).unwrap()
-    };
-    let (text, json) = (said(&[]), said(&["--json"]));
+    let text = said(lab, pid, &[]);
     println!("{text}");
-    (text, serde_json::from_str(&json).unwrap())
+    (text, report_of(lab, pid))
+}
+
+/// What it says for programs.
+fn report_of(lab: &Lab, pid: u32) -> Value {
+    serde_json::from_str(&said(lab, pid, &["--json"])).unwrap()
+}
+
+fn said(lab: &Lab, pid: u32, arguments: &[&str]) -> String {
+    let ended = doctor(lab, pid, arguments);
+    assert!(ended.status.success(), "{ended:?}");
+    String::from_utf8(ended.stdout).unwrap()
 }
 
 /// Starts a program, and waits until it works.
@@ -91,7 +97,7 @@ fn library_that_cannot_be_unwound() {
 fn library_with_frame_pointers_only() {
     let Some(lab) = lab() else { return };
     let program = working(&lab.workload("bare-fp"), &[MS]);
-    let (_text, report) = answers(&lab, program.pid());
+    let report = report_of(&lab, program.pid());
     assert!(is_whole(&report), "{report:#}");
     assert!(!fixes(&report).contains(&"build_unwindable"), "{report:#}");
 }
@@ -127,19 +133,6 @@ fn deleted_program() {
     assert_eq!(code(&report, "/libc.so.6")["deleted"], false);
     assert!(is_whole(&report), "{report:#}");
     assert!(text.contains(&format!("{} (deleted)\n", file.display())), "{text}");
-}
-
-/// The library with debug information in a file of its own, found by the build id.
-#[test]
-fn separate_debug_file() {
-    let Some(lab) = lab() else { return };
-    let program = working(&lab.workload("chain12"), &["120"]);
-    let (_text, report) = answers(&lab, program.pid());
-    let code = code(&report, "/libc.so.6");
-    let build_id = code["build_id"].as_str().unwrap();
-    let path = format!("/usr/lib/debug/.build-id/{}/{}.debug", &build_id[..2], &build_id[2..]);
-    let expected = Path::new(&path).exists().then_some(path.as_str());
-    assert_eq!(code["debug_info"]["path"].as_str(), expected, "{code}");
 }
 
 #[test]
@@ -181,7 +174,7 @@ fn generated_code() {
     drop(liar);
 
     let telling = working(&lab.workload("jit"), &[MS, "map", "/dev/null"]);
-    let (_text, report) = answers(&lab, telling.pid());
+    let report = report_of(&lab, telling.pid());
     let path = PathBuf::from(report["generated"]["path"].as_str().unwrap_or_else(|| panic!("{report:#}")));
     let map = format!("/tmp/perf-{}.map", telling.pid());
     fs::remove_file(&map).unwrap();
@@ -211,7 +204,7 @@ fn node_with_and_without_a_map() {
     let mut command = Command::new("node");
     command.args(["--perf-basic-prof", script, MS]).current_dir(folder.path()).stdout(Stdio::null());
     let telling = at_work(Program::spawn(&mut command));
-    let (_text, report) = answers(&lab, telling.pid());
+    let report = report_of(&lab, telling.pid());
     let _removed = fs::remove_file(format!("/tmp/perf-{}.map", telling.pid()));
     assert_eq!(code(&report, "[jit]")["symbols"].as_str(), Some("perf_map"));
     assert!(!fixes(&report).contains(&"node_perf_map"), "{report:#}");
@@ -227,7 +220,13 @@ fn idle_process() {
     assert_eq!((report["samples"].as_u64(), fixes(&report).as_slice()), (Some(0), ["put_load_on_it"].as_slice()));
     assert!(text.starts_with(&format!("sleep (pid {}) was idle", program.pid())), "{text}");
     assert!(text.contains(&format!("spanflame dump -p {}", program.pid())), "{text}");
-    assert_eq!(code(&report, "/libc.so.6")["unwinding"]["kind"].as_str(), Some("table"));
+    let libc = code(&report, "/libc.so.6");
+    assert_eq!(libc["unwinding"]["kind"].as_str(), Some("table"));
+    // Its debug information in a file of its own, found by the build id.
+    let build_id = libc["build_id"].as_str().unwrap();
+    let path = format!("/usr/lib/debug/.build-id/{}/{}.debug", &build_id[..2], &build_id[2..]);
+    let expected = Path::new(&path).exists().then_some(path.as_str());
+    assert_eq!(libc["debug_info"]["path"].as_str(), expected, "{libc}");
 }
 
 /// It is not unwound, and that is said.

@@ -53,7 +53,9 @@ impl Circumstances<'_> {
         };
         let no_build_id = code.build_id.is_empty();
         Some(match (&self.packages.distribution, owner) {
-            (_, owner) if self.packages.elsewhere && !no_build_id => provide(owner),
+            (_, owner) if self.packages.elsewhere && !no_build_id && (owner.is_some() || is_of_system(&path)) => {
+                provide(owner)
+            }
             (_, Some(Owner { package, version })) if !self.packages.elsewhere => {
                 Fix::InstallDebugPackage { package: debug_package(package), version: version.clone() }
             }

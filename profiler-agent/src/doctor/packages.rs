@@ -250,6 +250,38 @@ mod tests {
         assert_eq!(wanted.get("local/c.so"), None);
     }
 
+    /// Containers choose what is in the place of dpkg's lists.
+    #[test]
+    fn lists_of_others_do_no_harm() {
+        use rustix::fs::{CWD, FileType, Mode, OFlags};
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("var/lib/dpkg/info");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("good:amd64.list"), "/.\n/usr/lib/good.so\n").unwrap();
+        std::fs::write(folder.join("noise.list"), b"\xff\0\n/usr/lib/noise.so").unwrap();
+        rustix::fs::mknodat(CWD, folder.join("pipe.list"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        std::fs::write(scratch.path().join("linked"), "/usr/lib/linked.so\n").unwrap();
+        std::os::unix::fs::symlink(scratch.path().join("linked"), folder.join("linked.list")).unwrap();
+        std::os::unix::fs::symlink("/var/lib/dpkg/info/pipe.list", scratch.path().join("var/lib/dpkg/status")).unwrap();
+        let root = rustix::fs::open(scratch.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let distribution = Distribution::Debian { codename: String::new() };
+        let packages = Packages { root: Some(root), distribution, ..Packages::default() };
+        let owners = packages.owners(&["/usr/lib/good.so", "/usr/lib/noise.so", "/usr/lib/linked.so"]);
+        let package = |path: &str| owners.get(path).map(|owner| owner.package.as_str());
+        // Only root's lists count.
+        let ours = rustix::process::geteuid().is_root();
+        assert_eq!(package("/usr/lib/good.so"), ours.then_some("good"));
+        assert_eq!(package("/usr/lib/noise.so"), ours.then_some("noise"));
+        assert_eq!(package("/usr/lib/linked.so"), None);
+        assert!(owners.values().all(|owner| owner.version.is_empty()), "the FIFO was not read");
+    }
+
+    #[test]
+    fn versions_of_packages() {
+        let status = "Package: a\nVersion: 1:2-3\n\nPackage: b\nStatus: x\nVersion: 4~5\nDescription: c\n Version: 6\n";
+        assert_eq!(versions(status), HashMap::from([("a", "1:2-3"), ("b", "4~5")]));
+    }
+
     /// By this system's own lists, where it has some.
     #[test]
     fn the_packages_of_this_system() {
