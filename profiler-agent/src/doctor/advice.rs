@@ -163,3 +163,170 @@ impl Circumstances<'_> {
 fn is_of_system(path: &str) -> bool {
     ["/usr/", "/lib", "/bin/", "/sbin/"].iter().any(|start| path.starts_with(start)) && !path.starts_with("/usr/local/")
 }
+
+#[cfg(test)]
+mod tests {
+    use profiler_model::Svma;
+    use profiler_unwind::{Coverage, Sections};
+
+    use super::*;
+    use crate::worker::Description;
+
+    fn code(path: &str, by_table_bytes: u64, uncovered_bytes: u64) -> Code {
+        let description = Description {
+            coverage: Coverage { by_table_bytes, uncovered_bytes, ..Coverage::default() },
+            sections: Sections { eh_frame: true, dynsym: true, ..Sections::default() },
+            ..Description::default()
+        };
+        let mut code = Code::new(path, Contents::Described(description));
+        (code.build_id, code.samples) = ("0123".to_owned(), 1);
+        code
+    }
+
+    /// Asks with some files, of which `/usr/lib/packaged.so` is of a package.
+    fn with<T>(
+        (run_time, command, names): (Option<RunTime>, &[&str], Names),
+        packages: &Packages,
+        ask: impl Fn(&Circumstances<'_>) -> T,
+    ) -> T {
+        let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
+        let mut jit = Code::new("[jit]", Contents::Generated);
+        jit.samples = 1;
+        let old = FileError::Unsupported("a 32-bit ELF file".to_owned());
+        let all = [
+            code("/opt/bare.so", 10, 1000),
+            code("/opt/covered.so", 1000, 10),
+            code("/usr/lib/packaged.so", 1000, 10),
+            jit,
+            Code::new("/run/secret", Contents::Unopened),
+            Code::new("/opt/old", Contents::Refused(old)),
+        ];
+        let owner = Owner { package: "libpackaged1".to_owned(), version: "1-2".to_owned() };
+        let owners = HashMap::from([("/usr/lib/packaged.so".to_owned(), owner)]);
+        let (pid, own_pid) = (Pid(77), 1);
+        ask(&Circumstances {
+            run_time,
+            pid,
+            command: &command,
+            own_pid,
+            names: &names,
+            code: &all,
+            packages,
+            owners: &owners,
+        })
+    }
+
+    fn broken(reason: StopReason, function: &str, file: &str) -> Broken {
+        let (function, file) = (function.to_owned(), file.to_owned());
+        Broken { samples: 1, reason, function, file, address: Svma(0), addresses: 1 }
+    }
+
+    #[test]
+    fn every_end_of_a_stack_has_its_fix() {
+        use StopReason::*;
+        let nothing = |why| Fix::Nothing { why };
+        let path = |path: &str| path.to_owned();
+        let annotate = Fix::AnnotateAssembly { path: path("/opt/covered.so"), function: "f".to_owned() };
+        let cases = [
+            (NoFramePointer, "f", "/opt/bare.so", Fix::BuildUnwindable { path: path("/opt/bare.so") }),
+            (NoFramePointer, "f", "/opt/covered.so", annotate),
+            (NoFramePointer, "f", "/usr/lib/packaged.so", nothing(Why::PackagedAssembly)),
+            (NoFramePointer, "[jit]", "[jit]", Fix::FramePointersInGenerated),
+            (UnreadableStack, "[jit]", "[jit]", Fix::FramePointersInGenerated),
+            (UnreadableStack, "f", "/opt/covered.so", nothing(Why::InBetween)),
+            (NotCode, "f", "", nothing(Why::InBetween)),
+            (UnsupportedCfi, "runtime.systemstack", "/opt/go", Fix::UpgradeGo),
+            (UnsupportedCfi, "runtime.morestack", "/opt/go", nothing(Why::GoChangesStacks)),
+            (UnsupportedCfi, "f", "/opt/covered.so", nothing(Why::UnusualTable)),
+            (TooDeep, "f", "/opt/covered.so", nothing(Why::TooDeep)),
+            (Process32Bit, "", "", Fix::Run64Bit),
+            (StackCopyEnded, "f", "/opt/covered.so", nothing(Why::FirstMoments)),
+            (MappingChanged, "f", "/opt/covered.so", nothing(Why::Replaced)),
+            (NoUnwindTable, "f", "/run/secret", Fix::AllowReading { path: path("/run/secret") }),
+            (NoUnwindTable, "f", "/opt/old", Fix::Run64Bit),
+            (NoUnwindTable, "f", "/opt/covered.so", nothing(Why::TablesFull)),
+            (NoTable, "", "", nothing(Why::InBetween)),
+        ];
+        for (reason, function, file, expected) in cases {
+            let fix = with((None, &[], Names::None), &Packages::default(), |circumstances| {
+                circumstances.for_broken(&broken(reason, function, file))
+            });
+            assert_eq!(fix, expected, "{reason:?} in {function}, {file}");
+        }
+    }
+
+    #[test]
+    fn a_jvm_is_told_to_keep_frame_pointers_once() {
+        let fix = |command: &[&str]| {
+            with((Some(RunTime::Jvm), command, Names::None), &Packages::default(), |circumstances| {
+                circumstances.for_broken(&broken(StopReason::NoFramePointer, "[jit]", "[jit]"))
+            })
+        };
+        assert_eq!(fix(&["java", "A"]), Fix::JvmFramePointers);
+        assert_eq!(fix(&["java", "-XX:+PreserveFramePointer", "A"]), Fix::FramePointersInGenerated);
+        let both = ["java", "-XX:+PreserveFramePointer", "-XX:-PreserveFramePointer", "A"];
+        assert_eq!(fix(&both), Fix::JvmFramePointers, "the last one counts");
+    }
+
+    #[test]
+    fn each_run_time_has_its_way_to_tell_of_code() {
+        let fix = |run_time, names| {
+            with((run_time, &[], names), &Packages::default(), |circumstances| circumstances.for_generated())
+        };
+        for (run_time, expected) in [
+            (Some(RunTime::Node), Fix::NodePerfMap),
+            (Some(RunTime::Jvm), Fix::JvmPerfMap { pid: Pid(77).into(), own_pid: 1 }),
+            (Some(RunTime::CPython { minor: 11 }), Fix::NewerPython { minor: 11 }),
+            (Some(RunTime::CPython { minor: 12 }), Fix::PythonPerfMap),
+            (Some(RunTime::DotNet), Fix::DotNetPerfMap),
+            (Some(RunTime::Beam), Fix::ErlangPerfMap),
+            (Some(RunTime::Ruby), Fix::RubyPerfMap),
+            (Some(RunTime::PostgresJit), Fix::PostgresJitdump),
+            (None, Fix::WritePerfMap { pid: 1 }),
+        ] {
+            assert_eq!(fix(run_time, Names::None), Some(expected.clone()));
+            let map = |size_bytes| Names::PerfMap { path: "/tmp/perf-1.map".to_owned(), size_bytes };
+            assert_eq!(fix(run_time, map(0)), Some(expected), "an empty map names nothing");
+            assert_eq!(fix(run_time, map(9)), None);
+            let why = || "it is older than the process".to_owned();
+            assert_eq!(fix(run_time, Names::Refused { why: why() }), Some(Fix::RepairMap { why: why() }));
+        }
+        let container = Fix::JvmPerfMap { pid: Pid(77).into(), own_pid: 1 }.command().unwrap();
+        assert_eq!(container, "sudo nsenter -m -p -t 77 -- jcmd 1 Compiler.perfmap");
+    }
+
+    #[test]
+    fn names_come_from_where_the_distribution_has_them() {
+        let debian = || Distribution::Debian { codename: "bookworm".to_owned() };
+        let path = || "/usr/lib/packaged.so".to_owned();
+        let package = "libpackaged1-dbgsym".to_owned();
+        let provide = |package: &str| Fix::ProvideDebugFile {
+            path: path(),
+            build_id: "0123".to_owned(),
+            package: package.to_owned(),
+        };
+        let install = Fix::InstallDebugPackage { package: package.clone(), version: "1-2".to_owned() };
+        for (distribution, elsewhere, expected) in [
+            (debian(), false, install),
+            (debian(), true, provide(&package)),
+            (Distribution::Rpm, true, provide(&package)),
+        ] {
+            let packages = Packages { distribution, elsewhere, ..Packages::default() };
+            let fix = with((None, &[], Names::None), &packages, |circumstances| {
+                circumstances.for_names(&circumstances.code[2])
+            });
+            assert_eq!(fix, Some(expected));
+        }
+        let of = |distribution, file: &str| {
+            let packages = Packages { distribution, ..Packages::default() };
+            with((None, &[], Names::None), &packages, |circumstances| circumstances.for_names(&code(file, 10, 0)))
+        };
+        let unowned = "/usr/lib/unowned.so";
+        assert_eq!(of(Distribution::Rpm, unowned), Some(Fix::InstallDebugInfo { path: unowned.to_owned() }));
+        assert_eq!(of(debian(), unowned), Some(Fix::KeepSymbols { path: unowned.to_owned() }));
+        let own = "/opt/own".to_owned();
+        assert_eq!(of(Distribution::Rpm, &own), Some(Fix::KeepSymbols { path: own.clone() }));
+        assert_eq!(of(Distribution::Other, &own), Some(Fix::KeepSymbols { path: own }));
+        assert_eq!(of(debian(), "[vdso]"), None);
+    }
+}
