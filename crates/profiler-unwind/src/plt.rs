@@ -24,7 +24,7 @@ const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
 /// Covers up to `until` with entries of 16 bytes: `before` holds up to the byte `pushed_from` of
 /// each, `after` from there on.
 pub(crate) fn cover_entries(
-    tiles: &mut Tiles,
+    tiles: &mut Tiles<'_>,
     until: u64,
     pushed_from: u8,
     [before, after]: [Rule; 2],
@@ -61,7 +61,7 @@ impl Plt {
     }
 
     /// Covers this table up to `until`, from where `tiles` end, where no CFI does.
-    pub(crate) fn cover(&self, tiles: &mut Tiles, until: u64, arch: Arch) -> Result<(), BuildError> {
+    pub(crate) fn cover(&self, tiles: &mut Tiles<'_>, until: u64, arch: Arch) -> Result<(), BuildError> {
         let until = until.min(self.end);
         let until_byte = |byte: u64| self.start.saturating_add(byte).min(until);
         match arch {

@@ -119,6 +119,17 @@ impl UnwindTable {
 /// # Errors
 /// When the file is no such ELF file, a piece can't be read, or a bound is exceeded.
 pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
+    let mut parts = Vec::new();
+    let table = build_into(file, &mut |part| parts.push(part))?;
+    Ok(UnwindTable { parts, ..table })
+}
+
+/// As [`build`], but `sink` gets the parts, each as soon as it is complete; the table that is returned has
+/// none. So no more than one part is in memory here.
+///
+/// # Errors
+/// As [`build`]; then the parts that `sink` got are no table.
+pub fn build_into(file: &impl ReadAt, sink: &mut dyn FnMut(Part)) -> Result<UnwindTable, BuildError> {
     let elf = Elf::read(file)?;
     let eh_frame_bytes = section::read_eh_frame(file, &elf)?;
     let debug_frame_bytes = section::read_debug_frame(file, &elf)?;
@@ -129,7 +140,7 @@ pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
         elf: &elf,
         plts: &plts,
         entry: beginning(file, &elf),
-        tiles: Tiles::new(),
+        tiles: Tiles::new(sink),
         problems: Problems::default(),
         bare_left_bytes: bare::BUDGET_BYTES,
     };
@@ -156,8 +167,9 @@ pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
     let middle = sources.go.as_ref().map(GoRows::spans).unwrap_or_default();
     let lower = builder.spans(&mut sources.debug_frame)?;
     builder.cover_segments(&mut sources, &spans::overlay(upper, spans::overlay(middle, lower)))?;
-    let (parts, problems) = (builder.tiles.finish(), builder.problems);
-    Ok(UnwindTable { arch: elf.arch, build_id: elf.build_id, segments: elf.segments, parts, problems })
+    let problems = builder.problems;
+    builder.tiles.finish();
+    Ok(UnwindTable { arch: elf.arch, build_id: elf.build_id, segments: elf.segments, parts: Vec::new(), problems })
 }
 
 /// The rule for the code at `svma`; `None` outside the executable segments.
@@ -192,7 +204,7 @@ struct Builder<'a, F> {
     plts: &'a [Plt],
     /// Where a program begins.
     entry: Range<u64>,
-    tiles: Tiles,
+    tiles: Tiles<'a>,
     problems: Problems,
     /// Bytes of code without CFI that may still be read.
     bare_left_bytes: u64,

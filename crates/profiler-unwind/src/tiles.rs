@@ -11,9 +11,9 @@ pub(crate) const MAX_ROWS: usize = 16 << 20;
 
 /// Covers addresses in ascending order. Each rule goes on from where the one before it ended, so
 /// parts have neither holes nor overlaps, whatever the CFI says.
-#[derive(Debug)]
-pub(crate) struct Tiles {
-    parts: Vec<Part>,
+pub(crate) struct Tiles<'a> {
+    /// Takes each part when it is complete: none is empty, and each but the last of a run is full.
+    sink: &'a mut dyn FnMut(Part),
     rows: Vec<Row>,
     start: u64,
     covered_to: u64,
@@ -21,9 +21,9 @@ pub(crate) struct Tiles {
     row_count: usize,
 }
 
-impl Tiles {
-    pub(crate) fn new() -> Self {
-        Self { parts: Vec::new(), rows: Vec::new(), start: 0, covered_to: 0, last: None, row_count: 0 }
+impl<'a> Tiles<'a> {
+    pub(crate) fn new(sink: &'a mut dyn FnMut(Part)) -> Self {
+        Self { sink, rows: Vec::new(), start: 0, covered_to: 0, last: None, row_count: 0 }
     }
 
     /// Starts anew at `start`, which must not lie below what is covered.
@@ -72,10 +72,9 @@ impl Tiles {
         }
     }
 
-    /// The parts. None is empty, and each but the last of a run is full.
-    pub(crate) fn finish(mut self) -> Vec<Part> {
+    /// Completes the last part.
+    pub(crate) fn finish(mut self) {
         self.close();
-        self.parts
     }
 
     fn row(&mut self, rule: Rule) -> Result<(), BuildError> {
@@ -101,7 +100,7 @@ impl Tiles {
     fn close(&mut self) {
         if self.covered_to > self.start && !self.rows.is_empty() {
             let (start, end) = (Svma(self.start), Svma(self.covered_to));
-            self.parts.push(Part { start, end, rows: self.rows.clone() });
+            (self.sink)(Part { start, end, rows: self.rows.clone() });
         }
         self.rows.clear();
         self.start = self.covered_to;
@@ -118,7 +117,9 @@ mod tests {
 
     #[test]
     fn equal_neighbours_are_one_row_and_what_is_covered_stays() {
-        let mut tiles = Tiles::new();
+        let mut parts = Vec::new();
+        let mut sink = |part| parts.push(part);
+        let mut tiles = Tiles::new(&mut sink);
         tiles.start_at(0x1000);
         for (until, n) in [(0x1010, 1), (0x1020, 1), (0x1018, 2), (0x1030, 2)] {
             tiles.cover(until, rule(n)).unwrap();
@@ -128,18 +129,21 @@ mod tests {
         let rows = vec![Row::new(0, rule(1)), Row::new(0x20, rule(2))];
         let first = Part { start: Svma(0x1000), end: Svma(0x1030), rows };
         let second = Part { start: Svma(0x5000), end: Svma(0x5001), rows: vec![Row::new(0, rule(2))] };
-        assert_eq!(tiles.finish(), [first, second]);
+        tiles.finish();
+        assert_eq!(parts, [first, second]);
     }
 
     #[test]
     fn a_part_has_as_many_rows_as_can_be_searched() {
-        let mut tiles = Tiles::new();
+        let mut parts = Vec::new();
+        let mut sink = |part| parts.push(part);
+        let mut tiles = Tiles::new(&mut sink);
         tiles.start_at(0);
         let count = MAX_SEARCHED as u64 * 2 + 1;
         for at in 0..count {
             tiles.cover(at + 1, rule((at % 2) as i32)).unwrap();
         }
-        let parts = tiles.finish();
+        tiles.finish();
         assert_eq!(parts.iter().map(|part| part.rows.len()).collect::<Vec<_>>(), [MAX_SEARCHED, MAX_SEARCHED, 1]);
         assert_eq!(parts[0].end, parts[1].start);
         assert_eq!(parts[1].rows[0], Row::new(0, rule(1)));
@@ -149,11 +153,13 @@ mod tests {
     #[test]
     fn a_part_is_no_longer_than_its_offsets_reach() {
         let most = u64::from(Row::MAX_PC_OFFSET);
-        let mut tiles = Tiles::new();
+        let mut parts = Vec::new();
+        let mut sink = |part| parts.push(part);
+        let mut tiles = Tiles::new(&mut sink);
         tiles.start_at(0x10);
         tiles.cover(0x20, rule(1)).unwrap();
         tiles.cover(0x10 + 2 * most + 5, rule(2)).unwrap();
-        let parts = tiles.finish();
+        tiles.finish();
         assert_eq!(parts.len(), 3);
         assert_eq!((parts[0].start, parts[0].end), (Svma(0x10), Svma(0x10 + most)));
         assert_eq!((parts[2].start, parts[2].end), (Svma(0x10 + 2 * most), Svma(0x10 + 2 * most + 5)));

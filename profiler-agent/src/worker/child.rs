@@ -16,9 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use super::generated::Generated;
 use super::message::{self, Header, MAX_REPLY_BYTES, MAX_STRING_BYTES, MAX_WORDS, Status};
 use super::symbols::Symbols;
-use super::{
-    FileError, Role, debug_message, describe, description_message, name_message, sandbox, table_message, tables,
-};
+use super::{FileError, Role, debug_message, describe, description_message, name_message, sandbox, tables};
 use crate::debug_files::DebugFile;
 
 /// Anonymous memory that a child may keep between requests. With more it exits after the answer,
@@ -75,7 +73,11 @@ fn serve(role: Role) -> Result<(), ChildError> {
         sandbox::allow_cpu_time(role.cpu_limit()).map_err(ChildError::CpuTime)?;
         let ask = |wanted: &DebugFile, candidate| ask(socket, wanted, candidate);
         let work = AssertUnwindSafe(|| match role {
-            Role::Tables => tables::build(file).map(|table| table_message::encode(&table)),
+            Role::Tables => tables::build(file, |payload| {
+                let header = Header { status: Status::Done, last: false, more: true, payload_bytes: payload.len() };
+                // That the parent is gone is found when the answer is complete.
+                let _gone = send(socket, &header.encode()).and_then(|()| send(socket, payload));
+            }),
             Role::Symbols => {
                 let addresses: Vec<Svma> = words.iter().map(|word| Svma(*word)).collect();
                 symbols.answer(file, &addresses, &ask).map(|frames| message::encode_symbols(&frames))
@@ -96,7 +98,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
             Err(error) => message::encode_error(&error),
         };
         let last = status == Status::Panicked || memory.anonymous_bytes()? > kept_bytes(role);
-        send(socket, &Header { status, last, payload_bytes: payload.len() }.encode())?;
+        send(socket, &Header { status, last, more: false, payload_bytes: payload.len() }.encode())?;
         send(socket, &payload)?;
         if last {
             break;
@@ -140,7 +142,7 @@ fn receive_number(socket: BorrowedFd<'_>) -> Result<Option<(u32, Option<OwnedFd>
 /// Asks the parent for a file. When the socket fails there is none, and the answer to the request fails next.
 fn ask(socket: BorrowedFd<'_>, wanted: &DebugFile, candidate: usize) -> Option<(String, OwnedFd)> {
     let payload = debug_message::encode(wanted, candidate);
-    let header = Header { status: Status::Wanted, last: false, payload_bytes: payload.len() };
+    let header = Header { status: Status::Wanted, last: false, more: false, payload_bytes: payload.len() };
     send(socket, &header.encode()).ok()?;
     send(socket, &payload).ok()?;
     let (length, file) = receive_number(socket).ok()??;

@@ -2,8 +2,8 @@
 //!
 //! A request is a `u32` count and as many `u64` words, with one file descriptor attached to its first
 //! byte: the addresses to symbolize, none in requests for tables, what `name_message` says in those
-//! for names of generated code. A reply is [`Header`] and its payload. Before it the worker for symbols may ask
-//! for files, one after the other (`debug_message`).
+//! for names of generated code. A reply is [`Header`] and its payload; a long table comes in several of
+//! them. Before it the worker for symbols may ask for files, one after the other (`debug_message`).
 //! Neither side trusts the other's lengths: the worker may have been taken over by a file.
 
 use profiler_common::address::Svma;
@@ -18,7 +18,7 @@ pub(super) const MAX_WORDS: usize = 2 * MAX_ADDRESSES + 1;
 pub const MAX_FRAMES_PER_ADDRESS: usize = 128;
 /// Bytes of one name or message, at most: the rest is cut off.
 pub const MAX_STRING_BYTES: usize = 4096;
-/// Bytes of one reply's payload, at most: 8 million rows, five times libLLVM's.
+/// Bytes of one answer's payloads, at most: 8 million rows, five times libLLVM's.
 pub const MAX_REPLY_BYTES: usize = 64 << 20;
 
 /// The start of a reply.
@@ -27,6 +27,8 @@ pub(super) struct Header {
     pub(super) status: Status,
     /// The worker exits after this reply, to give its memory back.
     pub(super) last: bool,
+    /// More of this answer follows, with a header of its own.
+    pub(super) more: bool,
     /// The payload's length in bytes, at most [`MAX_REPLY_BYTES`].
     pub(super) payload_bytes: usize,
 }
@@ -58,17 +60,17 @@ impl Header {
         #[expect(clippy::cast_possible_truncation, reason = "at most MAX_REPLY_BYTES")]
         let length = (self.payload_bytes as u32).to_le_bytes();
         let [a, b, c, d] = length;
-        [self.status as u8, u8::from(self.last), 0, 0, a, b, c, d]
+        [self.status as u8, u8::from(self.last), u8::from(self.more), 0, a, b, c, d]
     }
 
     pub(super) fn decode(bytes: [u8; Self::BYTES]) -> Result<Self, &'static str> {
-        let [status, last, _, _, a, b, c, d] = bytes;
+        let [status, last, more, _, a, b, c, d] = bytes;
         let payload_bytes = u32::from_le_bytes([a, b, c, d]) as usize;
         if payload_bytes > MAX_REPLY_BYTES {
             return Err("a payload that is too long");
         }
         let status = Status::ALL.into_iter().find(|&known| known as u8 == status).ok_or("an unknown status")?;
-        Ok(Self { status, last: last != 0, payload_bytes })
+        Ok(Self { status, last: last != 0, more: more != 0, payload_bytes })
     }
 }
 
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn headers_survive_and_long_payloads_are_refused() {
-        let header = Header { status: Status::Corrupt, last: true, payload_bytes: MAX_REPLY_BYTES };
+        let header = Header { status: Status::Corrupt, last: true, more: true, payload_bytes: MAX_REPLY_BYTES };
         assert_eq!(Header::decode(header.encode()), Ok(header));
         assert!(Header::decode(Header { payload_bytes: MAX_REPLY_BYTES + 1, ..header }.encode()).is_err());
         assert!(Header::decode([9, 0, 0, 0, 0, 0, 0, 0]).is_err());

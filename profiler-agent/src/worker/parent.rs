@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use profiler_common::address::Svma;
-use profiler_unwind::UnwindTable;
+use profiler_unwind::{Part, UnwindTable};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::Signal;
@@ -22,7 +22,7 @@ use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::message::{self, Header, MAX_ADDRESSES, Status};
+use super::message::{self, Header, MAX_ADDRESSES, MAX_REPLY_BYTES, Status};
 use super::{
     Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, WorkerFailure,
     debug_message, description_message, name_message, table_message,
@@ -150,13 +150,17 @@ impl Worker {
             };
             link.send(request, &mut self.flight).await?;
             let mut header = link.receive(&mut self.flight).await?;
-            while header.status == Status::Wanted {
-                self.flight.look_for_wanted(request).map_err(WorkerFailure::Nonsense)?;
-                link.hand_over(&mut self.flight).await?;
+            while header.more || header.status == Status::Wanted {
+                if header.more {
+                    self.flight.take_parts(header).map_err(WorkerFailure::Nonsense)?;
+                } else {
+                    self.flight.look_for_wanted(request).map_err(WorkerFailure::Nonsense)?;
+                    link.hand_over(&mut self.flight).await?;
+                }
                 header = link.receive(&mut self.flight).await?;
             }
-            let payload = self.flight.received.get(Header::BYTES..).unwrap_or_default();
-            Ok((header.last, Answer::decode(self.role, request, header, payload).map_err(WorkerFailure::Nonsense)?))
+            let answer = Answer::decode(self.role, request, header, &mut self.flight);
+            Ok((header.last, answer.map_err(WorkerFailure::Nonsense)?))
         };
         let outcome = timeout_at(deadline, outcome).await.unwrap_or(Err(WorkerFailure::TimedOut(limit)));
         let (last, answer) = match outcome {
@@ -219,6 +223,9 @@ struct Flight {
     questions: u32,
     /// The answer to the question in `received`, until it is sent.
     answer: Option<Option<(String, OwnedFd)>>,
+    /// What came before of a table that comes in pieces, and in how many bytes.
+    parts: Vec<Part>,
+    parts_bytes: usize,
 }
 
 impl Flight {
@@ -238,6 +245,16 @@ impl Flight {
         self.answer = Some(found.map(|(path, file)| (path.to_string_lossy().into_owned(), file)));
         Ok(())
     }
+
+    /// Takes in a piece of a table, behind its header; what follows stays.
+    fn take_parts(&mut self, header: Header) -> Result<(), &'static str> {
+        self.parts_bytes += header.payload_bytes;
+        let end = Header::BYTES + header.payload_bytes;
+        let payload = self.received.get(Header::BYTES..end).filter(|_| self.parts_bytes <= MAX_REPLY_BYTES);
+        table_message::decode_parts(payload.ok_or("a table that is too long")?, &mut self.parts)?;
+        self.received.drain(..end);
+        Ok(())
+    }
 }
 
 /// A reply without its key.
@@ -250,9 +267,12 @@ enum Answer {
 }
 
 impl Answer {
-    fn decode(role: Role, request: &Request, header: Header, payload: &[u8]) -> Result<Self, &'static str> {
+    fn decode(role: Role, request: &Request, header: Header, flight: &mut Flight) -> Result<Self, &'static str> {
+        let payload = flight.received.get(Header::BYTES..).unwrap_or_default();
         Ok(match (header.status, role) {
-            (Status::Done, Role::Tables) => Self::Table(table_message::decode(payload)?),
+            (Status::Done, Role::Tables) => {
+                Self::Table(table_message::decode(std::mem::take(&mut flight.parts), payload)?)
+            }
             (Status::Done, Role::Symbols) => Self::Symbols(message::decode_symbols(&request.words, payload)?),
             (Status::Done, Role::Generated) => {
                 Self::Generated(name_message::decode_names(request.words.len() / 2, payload)?)
@@ -355,7 +375,8 @@ impl Link {
         Ok(())
     }
 
-    /// Receives what is left to receive: the header and all of its payload.
+    /// Receives what is left to receive: the header and all of its payload. Where there is to be more,
+    /// the next header may be there already.
     async fn receive(&mut self, flight: &mut Flight) -> Result<Header, WorkerFailure> {
         loop {
             let received = &mut flight.received;
@@ -364,6 +385,7 @@ impl Link {
                 match received.len().cmp(&(Header::BYTES + header.payload_bytes)) {
                     Ordering::Less => {}
                     Ordering::Equal => return Ok(header),
+                    Ordering::Greater if header.more => return Ok(header),
                     Ordering::Greater => return Err(WorkerFailure::Nonsense("more than its length says")),
                 }
             }

@@ -30,16 +30,27 @@ pub(super) fn encode(table: &UnwindTable) -> Vec<u8> {
         out.u64(segment.memory_size_bytes);
         out.u32(u32::from(segment.executable));
     }
-    out.count(table.parts.len());
-    for part in &table.parts {
+    parts_into(&mut out, &table.parts);
+    let mut problems = table.problems;
+    numbers(&mut problems).into_iter().for_each(|number| out.u64(*number));
+    out.bytes
+}
+
+/// The payload that [`decode_parts`] reads: parts that go before those of the table that follows.
+pub(super) fn encode_parts(parts: &[Part]) -> Vec<u8> {
+    let mut out = Writer::default();
+    parts_into(&mut out, parts);
+    out.bytes
+}
+
+fn parts_into(out: &mut Writer, parts: &[Part]) {
+    out.count(parts.len());
+    for part in parts {
         out.u64(part.start.0);
         out.u64(part.end.0);
         out.count(part.rows.len());
         part.rows.iter().for_each(|row| out.u64(row.0));
     }
-    let mut problems = table.problems;
-    numbers(&mut problems).into_iter().for_each(|number| out.u64(*number));
-    out.bytes
 }
 
 /// All fields of a [`Problems`], in the order in which they are sent.
@@ -63,7 +74,8 @@ fn numbers(problems: &mut Problems) -> [&mut u64; 10] {
 
 /// The table in `payload`. What [`UnwindTable`] and its parts promise about order, length and range
 /// holds for it, as kernel maps and searches rely on that; whether its rules are right does not.
-pub(super) fn decode(payload: &[u8]) -> Result<UnwindTable, &'static str> {
+/// `before` are the parts that came before.
+pub(super) fn decode(before: Vec<Part>, payload: &[u8]) -> Result<UnwindTable, &'static str> {
     let mut input = Reader(payload);
     let arch = match input.u32()? {
         0 => Arch::X86_64,
@@ -74,8 +86,8 @@ pub(super) fn decode(payload: &[u8]) -> Result<UnwindTable, &'static str> {
     let build_id = Some(input.slice(build_id)?.to_vec()).filter(|id| !id.is_empty());
     let segments = input.count(MAX_SEGMENTS)?;
     let segments: Vec<Segment> = (0..segments).map(|_| segment(&mut input)).collect::<Result<_, _>>()?;
-    let parts = input.count(MAX_PARTS)?;
-    let parts: Vec<Part> = (0..parts).map(|_| part(&mut input)).collect::<Result<_, _>>()?;
+    let mut parts = before;
+    parts_from(&mut input, &mut parts)?;
     let mut problems = Problems::default();
     for number in numbers(&mut problems) {
         // Sums of them must not overflow.
@@ -85,6 +97,21 @@ pub(super) fn decode(payload: &[u8]) -> Result<UnwindTable, &'static str> {
     input.end()?;
     let apart = segments.is_sorted_by(|a, b| a.end() <= b.svma) && parts.is_sorted_by(|a, b| a.end <= b.start);
     if apart { Ok(UnwindTable { arch, build_id, segments, parts, problems }) } else { Err("overlapping ranges") }
+}
+
+/// Adds the parts in `payload` to those that came before.
+pub(super) fn decode_parts(payload: &[u8], parts: &mut Vec<Part>) -> Result<(), &'static str> {
+    let mut input = Reader(payload);
+    parts_from(&mut input, parts)?;
+    input.end()
+}
+
+fn parts_from(input: &mut Reader<'_>, parts: &mut Vec<Part>) -> Result<(), &'static str> {
+    let count = input.count(MAX_PARTS)?;
+    for _ in 0..count {
+        parts.push(part(input)?);
+    }
+    Ok(())
 }
 
 fn segment(input: &mut Reader<'_>) -> Result<Segment, &'static str> {
@@ -140,18 +167,31 @@ mod tests {
 
     #[test]
     fn a_table_survives() {
-        assert_eq!(decode(&encode(&table())), Ok(table()));
+        assert_eq!(decode(vec![], &encode(&table())), Ok(table()));
         let bare = UnwindTable { build_id: None, segments: vec![], parts: vec![], arch: Arch::X86_64, ..table() };
-        assert_eq!(decode(&encode(&bare)), Ok(bare));
+        assert_eq!(decode(vec![], &encode(&bare)), Ok(bare));
+    }
+
+    #[test]
+    fn a_table_in_pieces_survives() {
+        let mut rest = table();
+        let first = rest.parts.remove(0);
+        let mut before = Vec::new();
+        assert_eq!(decode_parts(&encode_parts(std::slice::from_ref(&first)), &mut before), Ok(()));
+        assert_eq!(decode(before, &encode(&rest)), Ok(table()));
+        assert!(decode(vec![first.clone(), first.clone()], &encode(&rest)).is_err(), "twice the same");
+        assert!(
+            decode_parts(&[encode_parts(std::slice::from_ref(&first)), vec![0]].concat(), &mut Vec::new()).is_err()
+        );
     }
 
     #[test]
     fn nonsense_is_refused() {
         let bytes = encode(&table());
         for length in 0..bytes.len() {
-            assert!(decode(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
+            assert!(decode(vec![], &bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
         }
-        assert!(decode(&[bytes, vec![0]].concat()).is_err());
+        assert!(decode(vec![], &[bytes, vec![0]].concat()).is_err());
         let spoilt: [fn(&mut UnwindTable); 10] = [
             |table| {
                 let empty =
@@ -171,7 +211,7 @@ mod tests {
         for (index, spoil) in spoilt.into_iter().enumerate() {
             let mut table = table();
             spoil(&mut table);
-            assert!(decode(&encode(&table)).is_err(), "{index}");
+            assert!(decode(vec![], &encode(&table)).is_err(), "{index}");
         }
     }
 }

@@ -5,15 +5,31 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use profiler_common::address::FileOffset;
-use profiler_unwind::{BuildError, ReadAt, ReadError, UnwindTable};
+use profiler_unwind::{BuildError, Part, ReadAt, ReadError};
 
-use super::FileError;
 use super::child::examine;
+use super::{FileError, table_message};
 
-/// The table of `file`.
-pub(super) fn build(file: OwnedFd) -> Result<UnwindTable, FileError> {
+/// Parts that go out together have this many bytes of rows or a little more.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// The table of `file` as the payload of an answer, without the parts that `send` got before, as payloads
+/// of their own: the worker never has a long table in memory.
+pub(super) fn build(file: OwnedFd, mut send: impl FnMut(&[u8])) -> Result<Vec<u8>, FileError> {
     let size_bytes = examine(&file)?.size_bytes;
-    profiler_unwind::build(&Pread { file, size_bytes }).map_err(file_error)
+    let (mut parts, mut row_bytes): (Vec<Part>, usize) = (Vec::new(), 0);
+    let mut sink = |part: Part| {
+        row_bytes += size_of_val(part.rows.as_slice());
+        parts.push(part);
+        if row_bytes >= PIECE_BYTES {
+            send(&table_message::encode_parts(&parts));
+            parts.clear();
+            row_bytes = 0;
+        }
+    };
+    let mut table = profiler_unwind::build_into(&Pread { file, size_bytes }, &mut sink).map_err(file_error)?;
+    table.parts = parts;
+    Ok(table_message::encode(&table))
 }
 
 pub(super) fn file_error(error: BuildError) -> FileError {
