@@ -146,6 +146,10 @@ pub struct Record {
     /// not in use make room
     #[arg(long, value_name = "BYTES", default_value = "128M", value_parser = parse_memory)]
     pub memory: u64,
+    /// Folder in which to keep unwind tables that take long to build, or `none`. It must be safe: ours, and
+    /// no other user may write there or above (default: /var/cache/spanflame for root, otherwise none)
+    #[arg(long, value_name = "DIR|none")]
+    pub table_cache: Option<PathBuf>,
     /// Write the profile to this file: .svg, .folded or .pb.gz. Repeatable
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<PathBuf>,

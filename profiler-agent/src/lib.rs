@@ -24,6 +24,7 @@ mod session;
 mod signals;
 pub mod source_map;
 mod symbols;
+pub mod table_cache;
 mod tracker;
 mod waiting;
 pub mod worker;

@@ -1,6 +1,7 @@
 //! `spanflame record`: from a command line to a written profile.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use crate::report::{self, Progress};
 use crate::session::{Session, SessionError, about, family};
 use crate::signals::Signals;
 use crate::source_map::SourceMap;
+use crate::table_cache::{TableCache, TableCacheError};
 use crate::tracker::Interest;
 use crate::{clock, proc_fs};
 
@@ -74,6 +76,9 @@ pub enum RecordError {
     /// Stdout can't be written.
     #[error("cannot print the result on stdout: {0}. Write it to a file with -o")]
     Print(#[source] std::io::Error),
+    /// The folder for tables can't be used.
+    #[error(transparent)]
+    TableCache(#[from] TableCacheError),
     /// Signals can't be waited for.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -176,6 +181,9 @@ pub(crate) async fn start(options: &Record, launched: Option<&Launched>) -> Resu
     let about = about(title(options), options.frequency);
     let sources = SourceMap::new(&options.source_map);
     let mut session = Session::build(&load_options(options)?, interest(options, launched), about, sources)?;
+    if let Some(cache) = table_cache(options)? {
+        session.cache_tables(cache);
+    }
     if let Some(path) = &options.raw {
         session.keep_raw(std::fs::File::create(path).map_err(RecordError::Raw)?);
     }
@@ -289,6 +297,25 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
         whole_stack: options.raw.is_some(),
         threads: false,
     })
+}
+
+/// The cache that was asked for; the usual one where it can be had.
+fn table_cache(options: &Record) -> Result<Option<TableCache>, TableCacheError> {
+    const USUAL: &str = "/var/cache/spanflame";
+    match options.table_cache.as_deref() {
+        Some(path) if path.as_os_str() == "none" => Ok(None),
+        Some(path) => TableCache::open(path).map(Some),
+        None if !rustix::process::geteuid().is_root() => Ok(None),
+        None => match TableCache::open(Path::new(USUAL)) {
+            Ok(cache) => Ok(Some(cache)),
+            // A read-only system has none, and can do without.
+            Err(TableCacheError::Open { .. }) => Ok(None),
+            Err(unsafe_folder) => {
+                cli::complain(&format!("tables are not cached: {unsafe_folder}"));
+                Ok(None)
+            }
+        },
+    }
 }
 
 pub(crate) async fn wait_for_end(

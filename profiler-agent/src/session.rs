@@ -31,6 +31,7 @@ use crate::kernel::{Kernel, KernelError, LoadOptions, Records, Sampling, Wake};
 use crate::missed::BusyTime;
 use crate::source_map::SourceMap;
 use crate::symbols;
+use crate::table_cache::TableCache;
 use crate::tracker::{Interest, Tracker};
 use crate::waiting::Waiting;
 use crate::worker::{Reply, Role, Worker, WorkerError};
@@ -167,6 +168,11 @@ impl Session {
         }
     }
 
+    /// Keeps tables that take long to build there.
+    pub(crate) fn cache_tables(&mut self, cache: TableCache) {
+        self.tracker.cache = Some(cache);
+    }
+
     /// Writes every record to `file` as well: the number of its words, then the words.
     pub(crate) fn keep_raw(&mut self, file: File) {
         self.raw = Some(BufWriter::new(file));
@@ -289,7 +295,8 @@ impl Session {
 
     fn answered(&mut self, reply: Reply) {
         match reply {
-            Reply::Table { key, result } => {
+            Reply::Table { key, result, source } => {
+                self.tracker.keep_table(key, &result, source);
                 self.tracker.table_built(key, result);
                 self.request_tables();
                 self.settle();

@@ -29,6 +29,10 @@ impl Record {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let mut command = Command::new(program);
         command.args(["record", "--json"]).args(arguments);
+        if !arguments.contains(&"--table-cache") {
+            // What one test builds is not to be there for another.
+            command.args(["--table-cache", "none"]);
+        }
         for output in [folded(&folder), pprof(&folder)] {
             command.arg("-o").arg(output);
         }

@@ -33,6 +33,9 @@ mod table;
 mod tiles;
 mod x86_64;
 
+/// A number, in decimal, that stands for the sources that rows are made by: rows of another one may differ.
+pub const ROW_BUILDER: &str = env!("ROW_BUILDER");
+
 pub use describe::{Coverage, sections};
 pub use elf::{MAX_SEGMENTS, Sections};
 pub use error::{BuildError, ReadError};

@@ -82,6 +82,7 @@ fn recording(options: &Doctor) -> Record {
         duration: Some(options.duration),
         frequency: options.frequency,
         memory: MEMORY_BYTES,
+        table_cache: None,
         output: Vec::new(),
         source_map: Vec::new(),
         json: options.json,

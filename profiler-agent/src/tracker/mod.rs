@@ -25,6 +25,7 @@ use crate::counts::Counts;
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
 use crate::kernel::{Followed, KernelError, Tables};
 use crate::proc_fs;
+use crate::table_cache::TableCache;
 use crate::worker::FileKey;
 use profiler_common::counter::Counter;
 use profiler_unwind::UnwindTable;
@@ -87,6 +88,7 @@ pub(crate) struct Tracker {
     wanted: VecDeque<FileKey>,
     /// Tables that wait for the rows that others gave up for them: no more than are built at once.
     held: Vec<(FileKey, UnwindTable)>,
+    pub(crate) cache: Option<TableCache>,
     pub(crate) counts: Counts,
 }
 
@@ -104,6 +106,7 @@ impl Tracker {
             rescan_from: ALWAYS,
             wanted: VecDeque::new(),
             held: Vec::new(),
+            cache: None,
             counts: Counts::default(),
         };
         tracker.place_tables_of_generated_code();

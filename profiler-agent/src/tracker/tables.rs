@@ -16,7 +16,7 @@ use super::space::QUARANTINE;
 use super::{Tracker, WantedTable, trampoline};
 use crate::clock;
 use crate::counts::quoted;
-use crate::worker::{FileError, FileKey};
+use crate::worker::{FileError, FileKey, TableSource};
 
 /// Ranges that one process may have in quarantine, about: an eighth of all. One that changes its code all
 /// the time is published less often.
@@ -46,12 +46,33 @@ impl Tracker {
         }
         while let Some(key) = self.wanted.pop_front() {
             let Some(executable) = self.executables.get_mut(key) else { continue };
-            if let Some(file) = &executable.file {
-                return Some(WantedTable { key, file: Arc::clone(file) });
+            let Some(file) = executable.file.as_ref().map(Arc::clone) else {
+                executable.unwinding = Unwinding::Missing;
+                continue;
+            };
+            let cached = self.cache.as_mut().and_then(|cache| cache.find(&file, &mut self.counts));
+            match cached {
+                Some(table) => self.table_built(key, Ok(table)),
+                None => return Some(WantedTable { key, file }),
             }
-            executable.unwinding = Unwinding::Missing;
+            if !self.held.is_empty() {
+                return None;
+            }
         }
         None
+    }
+
+    /// Puts a table that was built into the cache on disk, if it took long.
+    pub(crate) fn keep_table(
+        &mut self,
+        key: FileKey,
+        result: &Result<UnwindTable, FileError>,
+        source: Option<TableSource>,
+    ) {
+        let file = self.executables.get(key).and_then(|executable| executable.file.as_ref());
+        if let (Some(cache), Some(file), Ok(table), Some(source)) = (&mut self.cache, file, result, source) {
+            cache.keep(file, table, &source);
+        }
     }
 
     /// Samples wait for this table: it is built before others.

@@ -25,7 +25,7 @@ mod name_message;
 mod parent;
 mod sandbox;
 mod symbols;
-mod table_message;
+pub(crate) mod table_message;
 mod tables;
 
 use std::time::Duration;
@@ -189,6 +189,8 @@ pub enum Reply {
         key: FileKey,
         /// Its table.
         result: Result<UnwindTable, FileError>,
+        /// What it was made from.
+        source: Option<TableSource>,
     },
     /// To [`Worker::request_symbols`].
     Symbols {
@@ -212,6 +214,33 @@ pub enum Reply {
         /// What it offers.
         result: Result<Description, FileError>,
     },
+}
+
+/// What a table was made from: all that was read of the file, in that order. A file of this size with the
+/// same bytes in these places has the same table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableSource {
+    /// The size of the file.
+    pub size_bytes: u64,
+    /// Where it was read; at most [`Self::MAX_PIECES`].
+    pub pieces: Vec<Piece>,
+    /// SHA-256 of all pieces, one behind the other.
+    pub digest: [u8; 32],
+}
+
+/// A piece of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The first byte.
+    pub offset: u64,
+    /// How many bytes.
+    pub length: u64,
+}
+
+impl TableSource {
+    /// Pieces, at most: a program with more functions without call frame information, each read by itself,
+    /// has its table built every time.
+    pub const MAX_PIECES: usize = 32 * 1024;
 }
 
 /// Why a file gave nothing.

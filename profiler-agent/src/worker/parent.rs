@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::message::{self, Header, MAX_ADDRESSES, MAX_REPLY_BYTES, Status};
 use super::{
-    Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, WorkerFailure,
+    Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, TableSource, WorkerFailure,
     debug_message, description_message, name_message, table_message,
 };
 use crate::debug_files::{self, Place};
@@ -259,7 +259,7 @@ impl Flight {
 
 /// A reply without its key.
 enum Answer {
-    Table(UnwindTable),
+    Table(UnwindTable, Option<TableSource>),
     Symbols(Vec<(Svma, Vec<Frame>)>),
     Generated(GeneratedNames),
     Description(Description),
@@ -271,7 +271,8 @@ impl Answer {
         let payload = flight.received.get(Header::BYTES..).unwrap_or_default();
         Ok(match (header.status, role) {
             (Status::Done, Role::Tables) => {
-                Self::Table(table_message::decode(std::mem::take(&mut flight.parts), payload)?)
+                let (table, source) = table_message::decode_answer(std::mem::take(&mut flight.parts), payload)?;
+                Self::Table(table, source)
             }
             (Status::Done, Role::Symbols) => Self::Symbols(message::decode_symbols(&request.words, payload)?),
             (Status::Done, Role::Generated) => {
@@ -284,11 +285,11 @@ impl Answer {
 
     fn into_reply(self, role: Role, key: u32) -> Reply {
         match (self, role) {
-            (Self::Table(table), _) => Reply::Table { key: FileKey(key), result: Ok(table) },
+            (Self::Table(table, source), _) => Reply::Table { key: FileKey(key), result: Ok(table), source },
             (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), result: Ok(symbols) },
             (Self::Generated(names), _) => Reply::Generated { key: MapKey(key), result: Ok(names) },
             (Self::Description(description), _) => Reply::Description { key: FileKey(key), result: Ok(description) },
-            (Self::Failed(error), Role::Tables) => Reply::Table { key: FileKey(key), result: Err(error) },
+            (Self::Failed(error), Role::Tables) => Reply::Table { key: FileKey(key), result: Err(error), source: None },
             (Self::Failed(error), Role::Symbols) => Reply::Symbols { key: FileKey(key), result: Err(error) },
             (Self::Failed(error), Role::Generated) => Reply::Generated { key: MapKey(key), result: Err(error) },
             (Self::Failed(error), Role::Describe) => Reply::Description { key: FileKey(key), result: Err(error) },

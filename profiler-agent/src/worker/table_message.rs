@@ -6,6 +6,7 @@ use profiler_common::row::Row;
 use profiler_unwind::{Arch, MAX_SEGMENTS, Part, Problems, Segment, UnwindTable};
 
 use super::message::{MAX_REPLY_BYTES, Reader, Writer};
+use super::{Piece, TableSource};
 
 /// Bytes of a build id, at most: the longest hash in use, SHA-512, has 64.
 const MAX_BUILD_ID_BYTES: usize = 64;
@@ -34,6 +35,41 @@ pub(super) fn encode(table: &UnwindTable) -> Vec<u8> {
     let mut problems = table.problems;
     numbers(&mut problems).into_iter().for_each(|number| out.u64(*number));
     out.bytes
+}
+
+/// The payload that [`decode_answer`] reads.
+pub(crate) fn encode_answer(table: &UnwindTable, source: Option<&TableSource>) -> Vec<u8> {
+    let mut out = Writer::default();
+    out.count(source.map_or(0, |source| source.pieces.len()));
+    if let Some(source) = source {
+        for piece in &source.pieces {
+            out.u64(piece.offset);
+            out.u64(piece.length);
+        }
+        out.u64(source.size_bytes);
+        out.bytes.extend(source.digest);
+    }
+    out.bytes.extend(encode(table));
+    out.bytes
+}
+
+/// The table in `payload` behind the parts that came `before`, and what it was made from.
+pub(crate) fn decode_answer(
+    before: Vec<Part>,
+    payload: &[u8],
+) -> Result<(UnwindTable, Option<TableSource>), &'static str> {
+    let mut input = Reader(payload);
+    let count = input.count(TableSource::MAX_PIECES)?;
+    let piece = |input: &mut Reader<'_>| Ok(Piece { offset: input.u64()?, length: input.u64()? });
+    let pieces: Vec<Piece> = (0..count).map(|_| piece(&mut input)).collect::<Result<_, &'static str>>()?;
+    let source = if pieces.is_empty() {
+        None
+    } else {
+        let size_bytes = input.u64()?;
+        let digest = input.slice(32)?.try_into().or(Err("no digest"))?;
+        Some(TableSource { size_bytes, pieces, digest })
+    };
+    Ok((decode(before, input.0)?, source))
 }
 
 /// The payload that [`decode_parts`] reads: parts that go before those of the table that follows.
@@ -170,6 +206,19 @@ mod tests {
         assert_eq!(decode(vec![], &encode(&table())), Ok(table()));
         let bare = UnwindTable { build_id: None, segments: vec![], parts: vec![], arch: Arch::X86_64, ..table() };
         assert_eq!(decode(vec![], &encode(&bare)), Ok(bare));
+    }
+
+    #[test]
+    fn an_answer_survives() {
+        let piece = Piece { offset: 7, length: 9 };
+        let source = TableSource { size_bytes: 99, pieces: vec![piece, piece], digest: [5; 32] };
+        for source in [None, Some(source)] {
+            let bytes = encode_answer(&table(), source.as_ref());
+            assert_eq!(decode_answer(vec![], &bytes), Ok((table(), source)));
+            for length in 0..bytes.len() {
+                assert!(decode_answer(vec![], &bytes[..length]).is_err());
+            }
+        }
     }
 
     #[test]

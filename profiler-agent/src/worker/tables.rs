@@ -1,14 +1,17 @@
 //! Executables to unwind tables. Files are read with `pread`, never mapped: a file that shrinks
 //! meanwhile is an error, not a SIGBUS.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use profiler_common::address::FileOffset;
 use profiler_unwind::{BuildError, Part, ReadAt, ReadError};
 
+use sha2::{Digest as _, Sha256};
+
 use super::child::examine;
-use super::{FileError, table_message};
+use super::{FileError, Piece, TableSource, table_message};
 
 /// Parts that go out together have this many bytes of rows or a little more.
 const PIECE_BYTES: usize = 256 << 10;
@@ -27,9 +30,51 @@ pub(super) fn build(file: OwnedFd, mut send: impl FnMut(&[u8])) -> Result<Vec<u8
             row_bytes = 0;
         }
     };
-    let mut table = profiler_unwind::build_into(&Pread { file, size_bytes }, &mut sink).map_err(file_error)?;
+    let file = Noted { file: Pread { file, size_bytes }, seen: RefCell::default() };
+    let mut table = profiler_unwind::build_into(&file, &mut sink).map_err(file_error)?;
     table.parts = parts;
-    Ok(table_message::encode(&table))
+    Ok(table_message::encode_answer(&table, file.source().as_ref()))
+}
+
+/// A file of which is noted what is read of it.
+struct Noted {
+    file: Pread<OwnedFd>,
+    seen: RefCell<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    pieces: Vec<Piece>,
+    hash: Sha256,
+    too_many: bool,
+}
+
+impl Noted {
+    /// What was read; `None` when that was in too many pieces.
+    fn source(self) -> Option<TableSource> {
+        let Seen { pieces, hash, too_many } = self.seen.into_inner();
+        let digest = hash.finalize().into();
+        (!too_many).then_some(TableSource { size_bytes: self.file.size_bytes, pieces, digest })
+    }
+}
+
+impl ReadAt for Noted {
+    fn size_bytes(&self) -> u64 {
+        self.file.size_bytes
+    }
+
+    fn read_at(&self, offset: FileOffset, buffer: &mut [u8]) -> Result<(), ReadError> {
+        self.file.read_at(offset, buffer)?;
+        let seen = &mut *self.seen.borrow_mut();
+        let (length, count) = (buffer.len() as u64, seen.pieces.len());
+        match seen.pieces.last_mut() {
+            Some(last) if last.offset.saturating_add(last.length) == offset.0 => last.length += length,
+            _ if count < TableSource::MAX_PIECES => seen.pieces.push(Piece { offset: offset.0, length }),
+            _ => seen.too_many = true,
+        }
+        seen.hash.update(buffer);
+        Ok(())
+    }
 }
 
 pub(super) fn file_error(error: BuildError) -> FileError {
