@@ -2,6 +2,7 @@
 //! `cargo xtask help` lists them.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod ebpf;
 mod folded;
@@ -39,6 +40,8 @@ enum Command {
     Ebpf(ebpf::Arguments),
     /// Boot distribution kernels under QEMU and run the kernel programs there.
     Vm(vm::Arguments),
+    /// Measure what the profiler costs.
+    Bench(bench::Arguments),
     /// Print what the kernel's verifier says about each program; fail above the budget.
     Verifier(verifier::Arguments),
 }
@@ -61,6 +64,7 @@ fn run() -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Ebpf(arguments) => ebpf::run(&arguments),
         Command::Vm(arguments) => vm::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Verifier(arguments) => verifier::run(&arguments),
     }
 }
