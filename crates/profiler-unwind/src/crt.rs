@@ -46,6 +46,14 @@ const DTORS: [&str; 3] = [
     "80 3d .. .. .. .. 00 75 .. 55 48 89 e5 e8 .. .. .. .. b8 .. .. .. .. 48 85 c0 74 0a bf .. .. .. .. \
      e8 .. .. .. .. c6 05 .. .. .. .. 01 5d c3",
 ];
+/// `frame_dummy` (gcc/libgcc/crtstuff.c) of static programs, up to its first jump: mov; test; je to its
+/// other jump; push %rbp; ...; pop %rbp; jmp.
+const FRAME_DUMMY: &str =
+    "b8 .. .. .. .. 48 85 c0 74 .. 55 be .. .. .. .. bf .. .. .. .. 48 89 e5 e8 .. .. .. .. 5d e9 .. .. .. ..";
+/// Where it pushes rbp, behind the je, and where it has popped it, in bytes.
+const FRAME_DUMMY_PUSH_AT: usize = 10;
+const FRAME_DUMMY_POPPED_AT: usize = 30;
+
 /// `libc_start_main_stage2` (musl/src/env/__libc_start_main.c), which jumps and calls lead to: push %r13;
 /// ...; push %r12; ...; push %rbp; ...; push %rbx; ...; sub $8, %rsp; call; ...; call *%rbx, which is
 /// `main`; mov %eax, %edi; call, which is `exit`. Anywhere: gcc -Os aligns no functions.
@@ -88,6 +96,15 @@ pub(crate) fn rules(address: u64, code: &[u8]) -> Option<Vec<(usize, Rule)>> {
     if let Some(length) = one_of(&LEAVES) {
         return Some(vec![(before + length, NO_FRAME)]);
     }
+    if let Some(length) = matched(FRAME_DUMMY, body) {
+        let other_jump = FRAME_DUMMY_PUSH_AT + usize::from(*body.get(FRAME_DUMMY_PUSH_AT - 1)?);
+        let end = jump_end(body, other_jump).filter(|_| other_jump >= length)?;
+        return Some(vec![
+            (before + FRAME_DUMMY_PUSH_AT + 1, NO_FRAME),
+            (before + FRAME_DUMMY_POPPED_AT, RBP_PUSHED),
+            (before + end, NO_FRAME),
+        ]);
+    }
     let length = one_of(&DTORS)?;
     let other_ret = DTORS_PUSH_AT + usize::from(*body.get(DTORS_PUSH_AT - 1)?);
     if other_ret < length || body.get(other_ret) != Some(&0xc3) {
@@ -108,11 +125,15 @@ fn frame_dummy(address: u64, code: &[u8], end: usize) -> usize {
     let padding = address.saturating_add(end as u64).wrapping_neg() % ALIGNMENT;
     let at = end + usize::try_from(padding).unwrap_or(0);
     let endbr64 = if code.get(at..).is_some_and(|code| code.starts_with(ENDBR64)) { ENDBR64.len() } else { 0 };
-    let jump_at = at + endbr64;
-    match code.get(jump_at..) {
-        Some([0xe9, _, _, _, _, ..]) => jump_at + 5,
-        Some([0xeb, _, ..]) => jump_at + 2,
-        _ => end,
+    jump_end(code, at + endbr64).unwrap_or(end)
+}
+
+/// The end of the jump that begins at `at`, if one does.
+fn jump_end(code: &[u8], at: usize) -> Option<usize> {
+    match code.get(at..)? {
+        [0xe9, _, _, _, _, ..] => Some(at + 5),
+        [0xeb, _, ..] => Some(at + 2),
+        _ => None,
     }
 }
 
@@ -161,6 +182,17 @@ mod tests {
         assert_eq!(rules(0x1000, &code).unwrap()[2], (38, NO_FRAME));
         code[8] += 1;
         assert_eq!(rules(0x1000, &code), None, "jne leads elsewhere");
+    }
+
+    #[test]
+    fn frame_dummy_of_static_programs() {
+        let mut code = [ENDBR64, &bytes(FRAME_DUMMY)].concat();
+        code[13] = 34;
+        code.resize(48, 0x90);
+        code.extend([0xe9, 1, 2, 3, 4]);
+        assert_eq!(rules(0x1000, &code).unwrap(), [(15, NO_FRAME), (34, RBP_PUSHED), (53, NO_FRAME)]);
+        code[48] = 0xc3;
+        assert_eq!(rules(0x1000, &code), None, "je leads to no jump");
     }
 
     #[test]
