@@ -14,6 +14,7 @@ mod aarch64;
 mod bare;
 mod bytes;
 mod cfi;
+mod contexts;
 mod crt;
 mod describe;
 mod eh_return;

@@ -2,6 +2,7 @@
 
 use crate::bare;
 use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_frame, eh_frame};
+use crate::contexts;
 use crate::eh_return;
 use crate::elf::Elf;
 use crate::entry;
@@ -230,7 +231,13 @@ impl<F: ReadAt> Builder<'_, F> {
         for segment in elf.executable() {
             self.tiles.start_at(segment.svma.0);
             while let Some(span) = spans.next_if(|span| span.start < segment.end().0) {
+                let padded = self.tiles.covered_to() < span.start;
                 self.cover_hole(span.start)?;
+                if padded && elf.arch == Arch::X86_64 && contexts::is_start(self.file, elf, span) {
+                    // What returns there looks up the byte before.
+                    self.tiles.take_back(span.start - 1);
+                    self.tiles.cover(span.end(), Rule::END)?;
+                }
                 self.cover_span(sources, span)?;
             }
             // Nothing follows that would need padding, but a short `_fini` may be there.
@@ -247,6 +254,7 @@ impl<F: ReadAt> Builder<'_, F> {
             return self.cover_go(go, span);
         }
         let (file, elf, tiles, problems) = (self.file, self.elf, &mut self.tiles, &mut self.problems);
+        let rows_before = problems.cfi_rows;
         let row = |end: u64, encoded: Result<Encoded, Unsupported>| {
             let until = end.min(span.end());
             if until <= tiles.covered_to() {
@@ -277,6 +285,14 @@ impl<F: ReadAt> Builder<'_, F> {
             sources.debug_frame.rows(span, row)
         };
         match result {
+            // A long function without a frame of its own.
+            Ok(()) if problems.cfi_rows == rows_before + 1 && elf.arch == Arch::X86_64 => {
+                if let Some([from, to]) = contexts::on_other_stack(file, elf, span) {
+                    tiles.take_back(from);
+                    tiles.cover(to, Rule::UNSUPPORTED)?;
+                    tiles.cover(span.end(), Rule::x86_64(0, 0, 1))?;
+                }
+            }
             Ok(()) => {}
             Err(RowError::Unreadable) => self.problems.fdes_cut += 1,
             Err(RowError::Build(error)) => return Err(error),
