@@ -99,7 +99,7 @@ fn stands_for(wanted: &str, frame: &str) -> bool {
     match wanted {
         ONE => true,
         NAMELESS => frame.contains("+0x"),
-        CLOCK => ["clock_gettime", "__clock_gettime", "__GI___clock_gettime"].contains(&frame),
+        CLOCK => ["clock_gettime", "__clock_gettime", "__GI___clock_gettime", "__vdso_clock_gettime"].contains(&frame),
         LIBC => ["__libc_start", "libc.so.6+0x", "__clone", "clone", "start_thread", "__restore_rt", "__start_context"]
             .iter()
             .any(|name| frame.starts_with(name)),

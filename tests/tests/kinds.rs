@@ -72,12 +72,12 @@ fn builds() {
 const HANDLER: [&str; 4] = [LIBC, "on_signal", "handler_outer", "handler_leaf"];
 
 /// A signal came at any instruction of these functions.
-fn alarms(workload: &'static str) -> Kind {
+fn alarms(workload: &'static str, cpu_ms: u32) -> Kind {
     let work = ["caller", "aligned", "variable", "saving", "leaf"];
     let handling = (0..=work.len()).map(|depth| [&work[..depth], &HANDLER].concat());
     let asking = [[CLOCK].as_slice(), &[CLOCK, CLOCK]].map(|asking| [asking, &HANDLER].concat());
     let chains: Vec<_> = handling.chain(asking).chain([work.to_vec()]).collect();
-    Kind::new(workload, CPU_MS, &chains.iter().map(Vec::as_slice).collect::<Vec<_>>())
+    Kind::new(workload, cpu_ms, &chains.iter().map(Vec::as_slice).collect::<Vec<_>>())
 }
 
 /// Many calls go through the table: samples hit it, too.
@@ -119,8 +119,9 @@ fn frames() {
                 .each_ref()
                 .map(|chain| chain.as_slice()),
         ),
-        alarms("alarms"),
-        alarms("alarms-other").argument("altstack"),
+        alarms("alarms", CPU_MS),
+        // Before there are tables, the other stack is all that comes with a sample.
+        alarms("alarms-other", 3 * CPU_MS).argument("altstack"),
         Kind::new("contexts", CPU_MS, &[&["in_first", "leaf"], &["swapcontext"]])
             .chain(&[LIBC, "ping_body", "in_ping", "leaf"])
             .chain(&[LIBC, "ping_body", "swapcontext"])
