@@ -66,10 +66,11 @@ pub(crate) fn run(context: *const Context) {
     unsafe { bpf_seq_write(seq, record.as_ptr().cast(), bytes as u32) };
 }
 
-/// Whether a CPU runs it. Where the kernel does not tell, there is one CPU, and we run on it.
+/// Whether a CPU runs it: 1 or 0 in an `int`, in a byte since 7.3. Where the kernel does not tell, there is
+/// one CPU, and we run on it.
 #[inline(always)]
 fn is_on_cpu(task: u64) -> bool {
-    settings::task_on_cpu() != 0 && half(task, settings::task_on_cpu()) != 0
+    settings::task_on_cpu() != 0 && half(task, settings::task_on_cpu()) & 0xff != 0
 }
 
 /// Puts the registers of user space into the record, and returns what is to be said of them.

@@ -57,6 +57,12 @@ const RECORD_MODULE: &str = "rm -f /out/module.*; \
     /bin/spanflame record -d 4s -o /out/module.folded -o /out/module.pb.gz -- /bin/digest 6000 wp512 && \
     zcat /out/module.pb.gz | tr -c \" -~\" \"\\n\" | grep -F \"[\"";
 
+/// Frames of the deep thread.
+const DEEP: usize = 400;
+/// Starts the program whose threads wait, and waits until all but one do.
+const WAITS: &str = "/bin/waits 400 &
+until [ $(cat /proc/$!/task/*/stat | grep -c \") S \") = 7 ]; do sleep 0.1; done";
+
 /// The cases of `cargo xtask vm`, in order.
 pub(crate) const CASES: &[Case] = &[
     Case {
@@ -113,6 +119,28 @@ pub(crate) const CASES: &[Case] = &[
         says: "[wp512]",
         file: Some("/out/module.folded"),
         judge: judge_module,
+    },
+    Case {
+        name: "dump",
+        agent: true,
+        before: WAITS,
+        command: "/bin/spanflame dump -p $(pidof waits) > /out/dump.txt 2>&1",
+        after: "killall waits",
+        exit: 0,
+        says: "",
+        file: Some("/out/dump.txt"),
+        judge: judge_dump,
+    },
+    Case {
+        name: "dump_ptrace",
+        agent: true,
+        before: WAITS,
+        command: "/bin/spanflame dump --ptrace -p $(pidof waits) > /out/ptrace.txt 2>&1",
+        after: "killall waits",
+        exit: 0,
+        says: "",
+        file: Some("/out/ptrace.txt"),
+        judge: judge_dump,
     },
     Case {
         name: "jit_off",
@@ -188,6 +216,33 @@ fn judge_module(text: &str) -> Result<String> {
         bail!("{measured}; at least three quarters of {MODULE_SAMPLES} were expected{}", most(&stacks));
     }
     Ok(measured)
+}
+
+/// The threads of `tests/workloads/waits.c`: what follows the name of each, and the functions below it.
+fn judge_dump(text: &str) -> Result<String> {
+    let how = if text.contains("may have returned EINTR") { "each stopped" } else { "in place" };
+    for (name, state) in [("reader", "S [read]"), ("sleeper", "S ["), ("locker", "S [futex]"), ("poller", "S [epoll_")]
+    {
+        let chain = [name.to_owned() + "_inner ", name.to_owned() + "_outer ", name.to_owned() + "_thread "];
+        check_thread(text, &format!("{name} {state}"), &chain)?;
+    }
+    check_thread(text, "runner R", &["runner_inner", "runner_outer", "runner_thread"].map(str::to_owned))?;
+    let deeper = text.lines().filter(|line| line.trim_start().starts_with("deeper ")).count();
+    if deeper != DEEP || text.contains("[incomplete") || text.contains("[not seen") {
+        bail!("{deeper} frames of the deep thread; {DEEP} and whole stacks were expected:\n{}", indent(text));
+    }
+    Ok(format!("8 threads are whole, {how}"))
+}
+
+/// Below the line of a thread there are these functions, one behind the other.
+fn check_thread(text: &str, thread: &str, chain: &[String]) -> Result<()> {
+    let lines: Vec<&str> = text.lines().skip_while(|line| !line.contains(thread)).collect();
+    let stack: Vec<&str> = lines.iter().take_while(|line| !line.is_empty()).map(|line| line.trim_start()).collect();
+    let is_chain = |lines: &[&str]| lines.iter().zip(chain).all(|(line, name)| line.starts_with(name.as_str()));
+    if !stack.windows(chain.len()).any(is_chain) {
+        bail!("`{thread}` is not in {}:\n{}", chain.join("< "), indent(text));
+    }
+    Ok(())
 }
 
 /// The most frequent stacks, as lines.

@@ -253,6 +253,7 @@ fn initramfs(architecture: Architecture, kernel: &Kernel, busybox: &Path, cases:
         ("bin/busybox".to_owned(), busybox.to_path_buf()),
         ("bin/chain12".to_owned(), build_workload(architecture, "chain12")?),
         ("bin/digest".to_owned(), build_workload(architecture, "digest")?),
+        ("bin/waits".to_owned(), build_workload(architecture, "waits")?),
     ];
     if cases.iter().any(|case| case.agent) {
         files.push(("bin/spanflame".to_owned(), build_agent(architecture)?));
@@ -278,7 +279,7 @@ fn guest_folder(architecture: Architecture) -> PathBuf {
 fn build_workload(architecture: Architecture, name: &str) -> Result<PathBuf> {
     let built = guest_folder(architecture).join(name);
     let mut command = Command::new(architecture.c_compiler());
-    command.args(["-O2", "-g", "-fomit-frame-pointer", "-static", "-o"]).arg(&built);
+    command.args(["-O2", "-g", "-fomit-frame-pointer", "-static", "-pthread", "-o"]).arg(&built);
     shell::output(command.arg(shell::root().join("tests/workloads").join(format!("{name}.c"))))?;
     Ok(built)
 }
