@@ -219,12 +219,12 @@ fn rule_at(
 }
 
 #[cfg(target_arch = "x86_64")]
-fn step(rule: u32, registers: &mut Registers, stack: &mut impl Machine) -> u64 {
+fn step(rule: u64, registers: &mut Registers, stack: &mut impl Machine) -> u64 {
     profiler_common::step::step_x86_64(rule, registers, stack)
 }
 
 #[cfg(target_arch = "aarch64")]
-fn step(rule: u32, registers: &mut Registers, stack: &mut impl Machine) -> u64 {
+fn step(rule: u64, registers: &mut Registers, stack: &mut impl Machine) -> u64 {
     profiler_common::step::step_aarch64(rule, registers, stack, crate::kernel::POINTER_AUTH_MASK)
 }
 

@@ -34,7 +34,7 @@ pub mod word {
     pub const CPU_GENERATION: usize = 3;
     /// The thread's name, 16 bytes in two words.
     pub const COMM: usize = 4;
-    /// Registers at the last user frame, or at the first one with a whole stack: pc, sp, fp, lr.
+    /// Registers at the last user frame, or at the first one with a whole stack: pc, sp, fp, lr (rbx on x86_64).
     pub const REGISTERS: usize = 6;
     /// Bytes of stack copy, a multiple of 8.
     pub const STACK_BYTES: usize = 10;
@@ -138,7 +138,7 @@ pub struct SampleHeader {
     pub whole_stack: bool,
     /// Why the user stack ends.
     pub stop: StopReason,
-    /// pc, sp, fp, lr at the last user frame; at the first one with a whole stack.
+    /// pc, sp, fp, lr (rbx on x86_64) at the last user frame; at the first one with a whole stack.
     pub registers: [u64; 4],
 }
 

@@ -1,53 +1,55 @@
 //! Unwind rows: where the caller's registers are, for every address of an executable.
 //!
-//! A row is one `u64`: the offset of its first instruction from the start of its part in the high
-//! half, its [`Rule`] in the low half. So sorted rows are sorted numbers, and the row of an offset
-//! is the last one that is at most `offset << 32 | 0xffff_ffff`.
+//! A row is one `u64`: the offset of its first instruction from the start of its part in the upper
+//! 26 bits, its [`Rule`] in the lower 38. So sorted rows are sorted numbers, and the row of an offset
+//! is the last one that is at most the offset with all bits of a rule set.
 
-/// One row: `pc_offset << 32 | rule`. `pc_offset` is below 2^31, so a row is a positive `i64`.
+/// One row: `pc_offset << 38 | rule`. `pc_offset` is below 2^25, so a row is a positive `i64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Row(pub u64);
 
 impl Row {
-    /// The largest offset from the start of a part.
-    pub const MAX_PC_OFFSET: u32 = i32::MAX as u32;
+    /// The largest offset from the start of a part: 32 MiB of code, of which the 4,095 rows of a part
+    /// cover some 100 KiB as a rule.
+    pub const MAX_PC_OFFSET: u32 = (1 << 25) - 1;
 
     /// The row that holds from `pc_offset` (at most [`Self::MAX_PC_OFFSET`]) up to the next row.
     #[must_use]
     pub const fn new(pc_offset: u32, rule: Rule) -> Self {
-        Self(((pc_offset & Self::MAX_PC_OFFSET) as u64) << 32 | rule.0 as u64)
+        Self(((pc_offset & Self::MAX_PC_OFFSET) as u64) << Rule::BITS | rule.0 & Rule::MASK)
     }
 
     /// Bytes from the start of the part to the first instruction of this row.
     #[must_use]
     pub const fn pc_offset(self) -> u32 {
-        (self.0 >> 32) as u32
+        (self.0 >> Rule::BITS) as u32
     }
 
     /// How to step over a frame whose pc is in this row.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the low half is the rule")]
     pub const fn rule(self) -> Rule {
-        Rule(self.0 as u32)
+        Rule(self.0 & Rule::MASK)
     }
 
-    /// What the row search compares with: not below any row that starts at `pc_offset` or before.
+    /// What the row search compares with: not below any row that starts at `pc_offset` or before. Beyond
+    /// [`Self::MAX_PC_OFFSET`] it is that only of a row at offset 0.
     #[must_use]
     pub const fn search_key(pc_offset: u64) -> u64 {
-        (pc_offset << 32 | 0xffff_ffff) & (u64::MAX >> 1)
+        (pc_offset << Rule::BITS | Rule::MASK) & (u64::MAX >> 1)
     }
 }
 
-/// How to step over one frame: flags in the upper 8 bits, below them two fields.
+/// How to step over one frame: a field in the upper 6 of 38 bits, then 8 flags, then two fields.
 ///
 /// | field | x86_64 | aarch64 |
 /// |---|---|---|
 /// | CFA offset | the lowest 18 bits, signed: CFA = base + 8 x this (up to 1 MiB; see [`DEREF`]) | the lowest 16 bits, signed: the same (up to 256 KiB) |
 /// | slot | 6 bits: the caller's rbp is at CFA - 8 x slot; 0: unchanged; 1: unknown | 8 bits, signed: the return address is at origin + 8 x slot |
+/// | rbx slot | the upper 6 bits: the same of the caller's rbx | none |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
-pub struct Rule(pub u32);
+pub struct Rule(pub u64);
 
 /// The base register is the frame pointer (rbp, x29), otherwise the stack pointer.
 pub const BASE_FP: u8 = 1 << 0;
@@ -85,8 +87,8 @@ pub const END: u8 = 1 << 6;
 /// There is CFI here that a row can't express.
 pub const UNSUPPORTED: u8 = 1 << 7;
 
-/// x86_64: the value of `slot` for "the caller's rbp is not known".
-pub const SLOT_FP_UNKNOWN: u8 = 1;
+/// x86_64: the value of a slot for "the caller's rbp (rbx) is not known".
+pub const SLOT_UNKNOWN: u8 = 1;
 /// x86_64: the largest `slot`: as many words are read in one piece.
 pub const MAX_SLOT: u8 = 63;
 /// x86_64: the least CFA offset of a rule, in units of 8 bytes.
@@ -100,15 +102,38 @@ pub const MAX_CFA_OFFSET_BY_8: i32 = (1 << 17) - 1;
 /// r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi.
 pub const OTHER_REGISTERS: [u16; 9] = [11, 10, 9, 8, 0, 2, 1, 4, 5];
 
+/// x86_64: the number of rbx among the registers that a CFA can count from. Calls keep it, so it is
+/// restored on the way up (glibc's trampoline for lazy binding aligns its stack and keeps the old rsp there).
+pub const BASE_RBX: u8 = 9;
+/// x86_64: rbx by DWARF number.
+pub const RBX: u16 = 3;
+
 impl Rule {
+    /// The bits of a rule.
+    pub const BITS: u32 = 38;
+    /// All of them.
+    pub const MASK: u64 = (1 << Self::BITS) - 1;
+
     /// Packs a rule for x86_64: `slot` at most [`MAX_SLOT`], `cfa_offset_by_8` from
-    /// [`MIN_CFA_OFFSET_BY_8`] to [`MAX_CFA_OFFSET_BY_8`]. Bits beyond are cut off.
+    /// [`MIN_CFA_OFFSET_BY_8`] to [`MAX_CFA_OFFSET_BY_8`]. Bits beyond are cut off. rbx is
+    /// unchanged, unless [`Self::with_rbx`] says other.
     #[must_use]
     pub const fn x86_64(flags: u8, slot: u8, cfa_offset_by_8: i32) -> Self {
-        Self((flags as u32) << 24 | ((slot & MAX_SLOT) as u32) << 18 | cfa_offset_by_8.cast_unsigned() & 0x3_ffff)
+        Self(
+            (flags as u64) << 24
+                | ((slot & MAX_SLOT) as u64) << 18
+                | (cfa_offset_by_8.cast_unsigned() & 0x3_ffff) as u64,
+        )
     }
 
-    /// Packs a rule for x86_64 whose CFA counts from the register `OTHER_REGISTERS[other]`.
+    /// The same rule with this slot of rbx, at most [`MAX_SLOT`].
+    #[must_use]
+    pub const fn with_rbx(self, slot: u8) -> Self {
+        Self(self.0 & 0xffff_ffff | ((slot & MAX_SLOT) as u64) << 32)
+    }
+
+    /// Packs a rule for x86_64 whose CFA counts from the register `OTHER_REGISTERS[other]`, or from rbx
+    /// ([`BASE_RBX`]).
     /// `cfa_offset_by_8` has 14 bits.
     #[must_use]
     pub const fn x86_64_other(other: u8, slot: u8, cfa_offset_by_8: i32) -> Self {
@@ -119,28 +144,28 @@ impl Rule {
     /// `cfa_offset_by_8` has 14 bits and counts from rsp.
     #[must_use]
     pub const fn x86_64_ra_in_other(other: u8, fp_unknown: bool, cfa_offset_by_8: i32) -> Self {
-        let slot = if fp_unknown { SLOT_FP_UNKNOWN } else { 0 };
+        let slot = if fp_unknown { SLOT_UNKNOWN } else { 0 };
         Self::x86_64(BASE_OTHER | RA_IN_OTHER, slot, (other as i32) << 14 | cfa_offset_by_8 & 0x3fff)
     }
 
     /// Packs a rule for aarch64.
     #[must_use]
     pub const fn aarch64(flags: u8, slot: i8, cfa_offset_by_8: i16) -> Self {
-        Self((flags as u32) << 24 | (slot.cast_unsigned() as u32) << 16 | cfa_offset_by_8.cast_unsigned() as u32)
+        Self((flags as u64) << 24 | (slot.cast_unsigned() as u64) << 16 | cfa_offset_by_8.cast_unsigned() as u64)
     }
 
     /// The outermost frame: nothing called it.
-    pub const END: Self = Self((END as u32) << 24);
+    pub const END: Self = Self((END as u64) << 24);
     /// CFI that a row can't express: the stack is cut here.
-    pub const UNSUPPORTED: Self = Self((UNSUPPORTED as u32) << 24);
+    pub const UNSUPPORTED: Self = Self((UNSUPPORTED as u64) << 24);
     /// Code without CFI in which nothing shows that it keeps a frame pointer: the stack is cut here.
-    pub const NO_FRAME_POINTER: Self = Self(((BY_FRAME_POINTER | UNSUPPORTED) as u32) << 24);
+    pub const NO_FRAME_POINTER: Self = Self(((BY_FRAME_POINTER | UNSUPPORTED) as u64) << 24);
     /// x86_64 by the frame pointer: `push rbp; mov rbp, rsp`.
-    pub const X86_64_FRAME_POINTER: Self = Self::x86_64(BASE_FP | BY_FRAME_POINTER, 2, 2);
+    pub const X86_64_FRAME_POINTER: Self = Self::x86_64(BASE_FP | BY_FRAME_POINTER, 2, 2).with_rbx(SLOT_UNKNOWN);
     /// x86_64 signal frame. At its return trampoline rsp is at the `ucontext`; rbp is at +120, rsp
     /// at +160, rip at +168 (`struct sigcontext_64`, linux/arch/x86/include/uapi/asm/sigcontext.h):
-    /// seven words that end at "CFA" = rsp + 176.
-    pub const X86_64_SIGNAL: Self = Self::x86_64(SIGNAL, 7, 22);
+    /// seven words that end at "CFA" = rsp + 176, the second of which is rbx.
+    pub const X86_64_SIGNAL: Self = Self::x86_64(SIGNAL, 7, 22).with_rbx(6);
     /// aarch64 by the frame record: x29 points at {caller's x29, return address} (AAPCS64 6.4.6).
     pub const AARCH64_FRAME_POINTER: Self = Self::aarch64(BASE_FP | FP_SAVED | RA_FROM_BASE | BY_FRAME_POINTER, 1, 2);
     /// aarch64 signal frame. At its return trampoline sp is at `struct rt_sigframe`: 128 bytes of
@@ -160,10 +185,16 @@ impl Rule {
         (self.0 >> 18) as u8 & MAX_SLOT
     }
 
+    /// x86_64: where the caller's rbx is.
+    #[must_use]
+    pub const fn x86_64_rbx_slot(self) -> u8 {
+        (self.0 >> 32) as u8 & MAX_SLOT
+    }
+
     /// x86_64: the CFA's distance from its base, in units of 8 bytes.
     #[must_use]
     pub const fn x86_64_cfa_offset_by_8(self) -> i32 {
-        (self.0 << 14).cast_signed() >> 14
+        ((self.0 as u32) << 14).cast_signed() >> 14
     }
 
     /// aarch64: where the return address is.
@@ -194,10 +225,11 @@ mod tests {
         let extremes =
             [(0, 0, 1), (0xff, MAX_SLOT, -1), (BASE_FP, 7, MIN_CFA_OFFSET_BY_8), (END, 63, MAX_CFA_OFFSET_BY_8)];
         for (flags, slot, offset) in extremes {
-            let row = Row::new(0x7fff_ffff, Rule::x86_64(flags, slot, offset));
-            assert_eq!(row.pc_offset(), 0x7fff_ffff);
+            let row = Row::new(Row::MAX_PC_OFFSET, Rule::x86_64(flags, slot, offset).with_rbx(slot));
+            assert_eq!(row.pc_offset(), Row::MAX_PC_OFFSET);
             let rule = row.rule();
             assert_eq!((rule.flags(), rule.x86_64_slot(), rule.x86_64_cfa_offset_by_8()), (flags, slot, offset));
+            assert_eq!(rule.x86_64_rbx_slot(), slot);
             assert!(row.0.cast_signed() >= 0);
         }
         for (flags, slot, offset) in [(0, 0, 1), (0xff, -1, -1), (BASE_FP, i8::MIN, i16::MIN), (END, i8::MAX, i16::MAX)]
@@ -209,7 +241,7 @@ mod tests {
 
     #[test]
     fn search_key_is_at_or_above_its_row_and_below_the_next() {
-        let worst = Rule(u32::MAX);
+        let worst = Rule(Rule::MASK);
         assert!(Row::search_key(5) >= Row::new(5, worst).0);
         assert!(Row::search_key(5) < Row::new(6, Rule(0)).0);
     }

@@ -7,8 +7,8 @@
 
 use crate::record::StopReason;
 use crate::row::{
-    BASE_FP, BASE_OTHER, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT, OTHER_STACK,
-    RA_FROM_BASE, RA_IN_LR, RA_IN_OTHER, Rule, SIGNAL, UNSUPPORTED,
+    BASE_FP, BASE_OTHER, BASE_RBX, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT,
+    OTHER_STACK, RA_FROM_BASE, RA_IN_LR, RA_IN_OTHER, Rule, SIGNAL, UNSUPPORTED,
 };
 
 /// The registers of a frame that unwinding needs.
@@ -21,7 +21,8 @@ pub struct Registers {
     pub sp: u64,
     /// The frame pointer: rbp, x29.
     pub fp: u64,
-    /// aarch64: the link register x30, valid only where `exact` is 1.
+    /// aarch64: the link register x30, valid only where `exact` is 1. x86_64: rbx; 0 where it is not
+    /// known.
     pub lr: u64,
     /// 1: an unwound signal frame lies below, so registers that are not in here are not known.
     pub interrupted: u64,
@@ -160,7 +161,7 @@ struct X86_64Base {
 
 /// The base of the CFA and the offset from it, for rules that may name another register.
 ///
-/// Such a register is not restored on the way up. Where the CFA of a caller counts from it, whoever
+/// But for rbx, such a register is not restored on the way up. Where the CFA of a caller counts from it, whoever
 /// was called has kept it: otherwise the caller's CFI would be wrong. A return address is in one only
 /// as long as nothing else was called.
 #[inline(always)]
@@ -172,7 +173,10 @@ fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> X86_64Ba
     let field = rule << 46;
     let offset = field.cast_signed() >> 43;
     let short_offset = (field << 4).cast_signed() >> 47;
-    let other = machine.other_register(rule >> 14 & 15);
+    let index = rule >> 14 & 15;
+    let in_rbx = is_zero::<M>(index ^ u64::from(BASE_RBX));
+    let other = select::<M>(in_rbx, regs.lr, machine.other_register(index));
+    let gone = regs.interrupted | holds_return_address & (1 ^ regs.exact);
     let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
     X86_64Base {
         base: select::<M>(named ^ holds_return_address, other, base),
@@ -180,15 +184,14 @@ fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> X86_64Ba
         other,
         holds_return_address,
         elsewhere,
-        lost: named & (regs.interrupted | holds_return_address & (1 ^ regs.exact)),
+        lost: named & select::<M>(in_rbx, is_zero::<M>(regs.lr), gone),
     }
 }
 
 /// One step on x86_64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not 0.
 #[inline(always)]
 #[must_use]
-pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M) -> u64 {
-    let rule = u64::from(rule);
+pub fn step_x86_64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M) -> u64 {
     let mut stop = stop_before::<M>(rule, regs);
     let X86_64Base { base, offset, other, holds_return_address, elsewhere, lost } = x86_64_base(rule, regs, machine);
     stop |= lost * STOP_RETURN_ADDRESS_LOST;
@@ -208,7 +211,9 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
     let unchanged = is_zero::<M>(slot);
     let unknown = is_zero::<M>(slot ^ 1);
     let signal = flag(rule, SIGNAL);
-    let words = M::Barrier::opaque(slot | unchanged);
+    let rbx_slot = rule >> 32 & u64::from(MAX_SLOT);
+    let words = slot | unchanged;
+    let words = M::Barrier::opaque(select::<M>(less::<M>(words, rbx_slot), rbx_slot, words));
     // The word that is read in vain when a register holds the return address is one that is there.
     failed |= machine.read(cfa.wrapping_sub((words ^ holds_return_address) * 8), words);
     failed |= less::<M>(cfa, regs.sp.wrapping_add(1 ^ holds_return_address)) & (1 ^ elsewhere);
@@ -216,14 +221,16 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
     let pc = select::<M>(holds_return_address, other, machine.word(words.wrapping_sub(1)));
     // `struct sigcontext_64` holds rsp just before rip.
     let sp = select::<M>(signal, machine.word(words.wrapping_sub(2)), cfa);
-    let fp = select::<M>(unchanged, regs.fp, machine.word(0));
+    let fp = select::<M>(unchanged, regs.fp, machine.word(words.wrapping_sub(slot)));
     let fp = select::<M>(unknown, 0, fp);
+    let rbx = select::<M>(is_zero::<M>(rbx_slot), regs.lr, machine.word(words.wrapping_sub(rbx_slot)));
+    let rbx = select::<M>(is_zero::<M>(rbx_slot ^ 1), 0, rbx);
     stop |= stop_at_zero::<M>(rule, pc | stop);
     if stop != 0 {
         return stop;
     }
     let fp = select::<M>(fp_elsewhere, fp_found, fp);
-    *regs = Registers { pc, sp, fp, lr: 0, interrupted: regs.interrupted | signal, exact: signal };
+    *regs = Registers { pc, sp, fp, lr: rbx, interrupted: regs.interrupted | signal, exact: signal };
     0
 }
 
@@ -231,10 +238,9 @@ pub fn step_x86_64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M)
 /// 0. `pointer_auth_mask` holds the bits of a return address that are no address.
 #[inline(always)]
 #[must_use]
-pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M, pointer_auth_mask: u64) -> u64 {
+pub fn step_aarch64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M, pointer_auth_mask: u64) -> u64 {
     let cfa_offset = (i64::from(Rule(rule).aarch64_cfa_offset_by_8()) << 3).cast_unsigned();
     let slot_offset = (i64::from(Rule(rule).aarch64_slot()) << 3).cast_unsigned();
-    let rule = u64::from(rule);
     let mut stop = stop_before::<M>(rule, regs);
     let base = select::<M>(flag(rule, BASE_FP), regs.fp, regs.sp);
     let cfa = base.wrapping_add(cfa_offset);
@@ -264,6 +270,7 @@ pub fn step_aarch64<M: Machine>(rule: u32, regs: &mut Registers, machine: &mut M
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::row::SLOT_UNKNOWN;
 
     const STACK: u64 = 0x7000;
 
@@ -330,7 +337,7 @@ mod tests {
     #[test]
     fn x86_64_leaf_without_frame() {
         let caller = x86(Rule::x86_64(0, 0, 1), at(STACK, 9), &[(STACK, 0x4000)]).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 8, fp: 9, lr: 0, interrupted: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 8, fp: 9, lr: 0x2222, interrupted: 0, exact: 0 });
         assert_eq!(caller.lookup_pc(), 0x3fff);
     }
 
@@ -338,7 +345,7 @@ mod tests {
     fn x86_64_saved_rbp_is_found_below_the_return_address() {
         // sp + 64 is the CFA, rbp at CFA - 24.
         let caller = x86(Rule::x86_64(0, 3, 8), at(STACK, 9), &[(STACK + 56, 0x4000), (STACK + 40, 77)]).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 64, fp: 77, lr: 0, interrupted: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 64, fp: 77, lr: 0x2222, interrupted: 0, exact: 0 });
         let caller = x86(Rule::x86_64(0, 1, 8), at(STACK, 9), &[(STACK + 56, 0x4000)]).unwrap();
         assert_eq!(caller.fp, 0, "an rbp that is not known is not kept");
     }
@@ -355,9 +362,9 @@ mod tests {
 
     #[test]
     fn x86_64_signal_frame_restores_what_was_interrupted() {
-        let values = [(STACK + 120, 0xb), (STACK + 160, 0x9000), (STACK + 168, 0x4444)];
+        let values = [(STACK + 120, 0xb), (STACK + 128, 0xbb), (STACK + 160, 0x9000), (STACK + 168, 0x4444)];
         let caller = x86(Rule::X86_64_SIGNAL, at(STACK, 9), &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0, interrupted: 1, exact: 1 });
+        assert_eq!(caller, Registers { pc: 0x4444, sp: 0x9000, fp: 0xb, lr: 0xbb, interrupted: 1, exact: 1 });
         assert_eq!(caller.lookup_pc(), 0x4444);
     }
 
@@ -367,7 +374,7 @@ mod tests {
         let rule = Rule::x86_64(BASE_FP | DEREF | FP_AT_FP, 0, -1);
         let values = [(STACK + 24, STACK + 80), (STACK + 32, 55), (STACK + 72, 0x4000)];
         let caller = x86(rule, at(STACK, STACK + 32), &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 80, fp: 55, lr: 0, interrupted: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 80, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
     }
 
     #[test]
@@ -376,7 +383,7 @@ mod tests {
         let rule = Rule::x86_64(DEREF | DEREF_ADD_8, 3, 2);
         let values = [(STACK + 16, STACK + 88), (STACK + 88, 0x4000), (STACK + 72, 55)];
         let caller = x86(rule, at(STACK, 9), &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0, interrupted: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
     }
 
     #[test]
@@ -387,7 +394,7 @@ mod tests {
             let values = [(return_address_at, 0x4000), (return_address_at - 8, 55)];
             let caller = x86(rule, at(STACK, 9), &values).unwrap();
             let sp = return_address_at + 8;
-            assert_eq!(caller, Registers { pc: 0x4000, sp, fp: 55, lr: 0, interrupted: 0, exact: 0 });
+            assert_eq!(caller, Registers { pc: 0x4000, sp, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
         }
         let interrupted = Registers { interrupted: 1, ..at(STACK, 9) };
         assert_eq!(x86(Rule::x86_64_other(3, 2, 1), interrupted, &[]), Err(StopReason::ReturnAddressLost));
@@ -399,7 +406,7 @@ mod tests {
         let regs = at(STACK + 400, STACK + 8);
         assert_eq!(x86(Rule::x86_64(BASE_FP, 2, 2), regs, &values), Err(StopReason::UnreadableStack));
         let caller = x86(Rule::x86_64(BASE_FP | OTHER_STACK, 2, 2), regs, &values).unwrap();
-        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 24, fp: 55, lr: 0, interrupted: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 24, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
         // The same bit says something else beside the others.
         for rule in [Rule::x86_64(DEREF | DEREF_ADD_8, 0, 0), Rule::x86_64_ra_in_other(3, false, -1)] {
             let regs = Registers { exact: 1, ..at(STACK + 400, STACK + 8) };
@@ -413,12 +420,34 @@ mod tests {
         let rule = Rule::x86_64_ra_in_other(3, false, 0);
         let first = at(STACK, 9);
         let caller = x86(rule, first, &[]).unwrap();
-        assert_eq!(caller, Registers { pc: STACK + 48, sp: STACK, fp: 9, lr: 0, interrupted: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: STACK + 48, sp: STACK, fp: 9, lr: 0x2222, interrupted: 0, exact: 0 });
         let caller = x86(Rule::x86_64_ra_in_other(3, true, 1), first, &[]).unwrap();
-        assert_eq!(caller, Registers { pc: STACK + 48, sp: STACK + 8, fp: 0, lr: 0, interrupted: 0, exact: 0 });
+        assert_eq!(caller, Registers { pc: STACK + 48, sp: STACK + 8, fp: 0, lr: 0x2222, interrupted: 0, exact: 0 });
         for regs in [Registers { interrupted: 1, ..first }, Registers { exact: 0, ..first }] {
             assert_eq!(x86(rule, regs, &[]), Err(StopReason::ReturnAddressLost));
         }
+    }
+
+    #[test]
+    fn x86_64_rbx_is_restored_on_the_way_up() {
+        let values = [(STACK + 8, 0x600), (STACK + 16, 0x700), (STACK + 24, 0x4000)];
+        let rule = Rule::x86_64(0, 2, 4);
+        let caller = |rule| x86(rule, at(STACK, 9), &values).unwrap();
+        assert_eq!((caller(rule).fp, caller(rule).lr), (0x700, at(0, 0).lr));
+        assert_eq!(caller(rule.with_rbx(SLOT_UNKNOWN)).lr, 0);
+        assert_eq!((caller(rule.with_rbx(3)).fp, caller(rule.with_rbx(3)).lr), (0x700, 0x600));
+        let (rbp_lower, rbp_kept) = (Rule::x86_64(0, 3, 4).with_rbx(2), Rule::x86_64(0, 0, 4).with_rbx(3));
+        assert_eq!((caller(rbp_lower).fp, caller(rbp_lower).lr), (0x600, 0x700));
+        assert_eq!((caller(rbp_kept).fp, caller(rbp_kept).lr), (9, 0x600));
+    }
+
+    #[test]
+    fn x86_64_cfa_counts_from_rbx_in_any_frame() {
+        let rule = Rule::x86_64_other(BASE_RBX, 0, 4).with_rbx(4);
+        let regs = Registers { lr: STACK + 64, interrupted: 1, exact: 0, ..at(STACK, 9) };
+        let caller = x86(rule, regs, &[(STACK + 64, 0xbb), (STACK + 88, 0x4000)]).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 9, lr: 0xbb, interrupted: 1, exact: 0 });
+        assert_eq!(x86(rule, Registers { lr: 0, ..regs }, &[]), Err(StopReason::ReturnAddressLost));
     }
 
     #[test]

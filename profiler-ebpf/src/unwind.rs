@@ -9,7 +9,7 @@ use aya_ebpf::programs::PerfEventContext;
 use profiler_common::counter::Counter;
 use profiler_common::limits::{CHUNK_BYTES, FRAMES_PER_PROGRAM, ROWS_PER_CHUNK, SCRATCH_WORDS, UNWINDER_RUNS};
 use profiler_common::record::{FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, HEADER_WORDS, StopReason};
-use profiler_common::row::{BY_FRAME_POINTER, Row, UNSUPPORTED};
+use profiler_common::row::{BY_FRAME_POINTER, Row, Rule, UNSUPPORTED};
 use profiler_common::search::{Extent, at_most, last_at_most};
 use profiler_common::step::{Machine, Registers, stop_reason};
 
@@ -99,10 +99,10 @@ pub(crate) fn run(ctx: &PerfEventContext) {
         };
         let key = Row::search_key(pc.wrapping_sub(bias));
         let row = last_at_most::<Asm>(Extent((place >> 32) as u32), key, |index| chunk_word(rows, first_row + index));
-        let rule = chunk_word(rows, first_row + row) & 0xffff_ffff;
+        let rule = chunk_word(rows, first_row + row) & Rule::MASK;
         // Outside every range the row is of no use: it becomes one that stops.
         let rule = rule | opaque(outside) << (24 + UNSUPPORTED.trailing_zeros());
-        stop = step(rule as u32, &mut registers, &mut memory);
+        stop = step(rule, &mut registers, &mut memory);
         if stop != 0 {
             break;
         }
@@ -129,6 +129,6 @@ pub(crate) fn run(ctx: &PerfEventContext) {
 }
 
 #[inline(always)]
-fn step(rule: u32, registers: &mut Registers, memory: &mut UserMemory) -> u64 {
+fn step(rule: u64, registers: &mut Registers, memory: &mut UserMemory) -> u64 {
     arch::step(rule, registers, memory)
 }

@@ -2,7 +2,7 @@
 //! the registers and the stack that a sample began with.
 //!
 //! Nothing of the profiler's own unwinding is used here, and no register is left out but those that the
-//! record does not have: rbx and r12 to r15.
+//! record does not have: r12 to r15.
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,7 +14,7 @@ use gimli::{
 };
 use object::{Object as _, ObjectSection as _, ObjectSegment as _};
 use profiler_common::record::{FRAME_ADDRESS, FRAME_EXACT, Sample};
-use profiler_common::row::OTHER_REGISTERS;
+use profiler_common::row::{OTHER_REGISTERS, RBX};
 
 /// rbp, rsp and the return address (System V ABI, x86-64 supplement, figure 3.36).
 const RBP: Register = Register(6);
@@ -115,10 +115,10 @@ pub enum End {
 /// The frames of a sample, leaf first, as in the record: an address, and whether the code was there.
 #[must_use]
 pub fn unwind(sample: &Sample<'_>, modules: &Modules) -> (Vec<(u64, bool)>, End) {
-    let [pc, sp, fp, _lr] = sample.header.registers;
+    let [pc, sp, fp, rbx] = sample.header.registers;
     let mut registers: HashMap<u16, u64> =
         OTHER_REGISTERS.iter().zip(sample.other_registers).map(|(number, value)| (*number, *value)).collect();
-    registers.extend([(RBP.0, fp), (RSP.0, sp)]);
+    registers.extend([(RBP.0, fp), (RSP.0, sp), (RBX, rbx)]);
     let mut frame = Frame { pc, exact: true, registers };
     let memory = Memory { start: sp, words: sample.stack };
     let mut frames = vec![(pc, true)];

@@ -204,6 +204,7 @@ impl<'a> Cies<'a> {
             data_alignment: entry.data_alignment_factor(),
             frame_pointer,
             return_address,
+            base_register: (self.arch == Arch::X86_64).then_some(x86_64::BASE_REGISTER),
         };
         let mut program = Interpreter::new(parameters, State::EMPTY, 0);
         let mut instructions = entry.instructions(section, bases);
@@ -340,6 +341,7 @@ impl<'a, S: CfiSection<'a>> CallFrames<'a, S> {
                 frame_pointer_at: shape_at(state.frame_pointer),
                 return_address: state.return_address,
                 return_address_at: shape_at(state.return_address),
+                base_register: state.base_register,
                 signal_frame,
             }),
             Arch::Aarch64 => aarch64::encode(cfa, state.frame_pointer, state.return_address, signal_frame),

@@ -1,6 +1,6 @@
 //! What a call frame program says about one row: the CFA, the frame pointer, the return address.
 //!
-//! DWARF 5, section 6.4. Of all registers only two matter for unwinding, so a row is two rules
+//! DWARF 5, section 6.4. Of all registers only three matter for unwinding, so a row is three rules
 //! instead of one per register, and, unlike in a table of registers, "not mentioned" and "undefined"
 //! stay apart: the first means unchanged (or in the link register), the second the outermost frame.
 
@@ -50,10 +50,17 @@ pub(crate) struct State {
     pub(crate) cfa: Cfa,
     pub(crate) frame_pointer: Saved,
     pub(crate) return_address: Saved,
+    /// x86_64: rbx.
+    pub(crate) base_register: Saved,
 }
 
 impl State {
-    pub(crate) const EMPTY: Self = Self { cfa: Cfa::Unset, frame_pointer: Saved::Unset, return_address: Saved::Unset };
+    pub(crate) const EMPTY: Self = Self {
+        cfa: Cfa::Unset,
+        frame_pointer: Saved::Unset,
+        return_address: Saved::Unset,
+        base_register: Saved::Unset,
+    };
 }
 
 /// What all instructions of a program share.
@@ -63,6 +70,8 @@ pub(crate) struct Parameters {
     pub(crate) data_alignment: i64,
     pub(crate) frame_pointer: Register,
     pub(crate) return_address: Register,
+    /// x86_64: rbx, from which a CFA may count.
+    pub(crate) base_register: Option<Register>,
 }
 
 /// The program does something that DWARF does not allow, or more than we follow.
@@ -164,6 +173,8 @@ impl Interpreter {
             self.state.frame_pointer = saved;
         } else if register == self.parameters.return_address {
             self.state.return_address = saved;
+        } else if Some(register) == self.parameters.base_register {
+            self.state.base_register = saved;
         }
     }
 
@@ -172,6 +183,8 @@ impl Interpreter {
             self.state.frame_pointer = self.initial.frame_pointer;
         } else if register == self.parameters.return_address {
             self.state.return_address = self.initial.return_address;
+        } else if Some(register) == self.parameters.base_register {
+            self.state.base_register = self.initial.base_register;
         }
     }
 }

@@ -5,14 +5,16 @@ use crate::expression::Shape;
 use crate::state::Saved;
 use gimli::Register;
 use profiler_common::row::{
-    BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_CFA_OFFSET_BY_8, MAX_SLOT, MIN_CFA_OFFSET_BY_8, OTHER_REGISTERS, Rule,
-    SLOT_FP_UNKNOWN,
+    BASE_FP, BASE_RBX, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_CFA_OFFSET_BY_8, MAX_SLOT, MIN_CFA_OFFSET_BY_8,
+    OTHER_REGISTERS, RBX, Rule, SLOT_UNKNOWN,
 };
 
 /// rbp.
 pub(crate) const FRAME_POINTER: Register = Register(6);
 /// rsp.
 pub(crate) const STACK_POINTER: Register = Register(7);
+/// rbx.
+pub(crate) const BASE_REGISTER: Register = Register(RBX);
 /// The column of the return address.
 pub(crate) const RETURN_ADDRESS: Register = Register(16);
 
@@ -31,6 +33,7 @@ pub(crate) struct Row {
     pub(crate) return_address: Saved,
     /// What `return_address` computes when it is an expression.
     pub(crate) return_address_at: Shape,
+    pub(crate) base_register: Saved,
     /// The CIE's augmentation has an `S`.
     pub(crate) signal_frame: bool,
 }
@@ -43,6 +46,19 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
     if row.signal_frame {
         return signal(row);
     }
+    let rbx_slot = match (row.return_address, slot(row.base_register)) {
+        // Nothing is read of the stack then.
+        (Saved::Register(_), 2..) => SLOT_UNKNOWN,
+        (_, slot) => slot,
+    };
+    Ok(match step(row)? {
+        Encoded::Rule(rule) => Encoded::Rule(rule.with_rbx(rbx_slot)),
+        other @ (Encoded::Plt { .. } | Encoded::EhReturn) => other,
+    })
+}
+
+/// The rule without what it says of rbx.
+fn step(row: &Row) -> Result<Encoded, Unsupported> {
     let slot = slot(row.frame_pointer);
     match (row.return_address, row.cfa) {
         (Saved::Offset(-8), _) => {}
@@ -50,7 +66,7 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
             let (other, offset) = other_register(number, offset_by_8(offset)?).ok_or(Unsupported::ReturnAddress)?;
             let fp_unknown = match slot {
                 0 => false,
-                SLOT_FP_UNKNOWN => true,
+                SLOT_UNKNOWN => true,
                 _ => return Err(Unsupported::ReturnAddress),
             };
             return Ok(Encoded::Rule(Rule::x86_64_ra_in_other(other, fp_unknown, offset)));
@@ -58,6 +74,10 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
         _ => return Err(Unsupported::ReturnAddress),
     }
     match row.cfa {
+        Shape::Register(BASE_REGISTER, offset) => {
+            let offset = other_offset(offset_by_8(offset)?).ok_or(Unsupported::CfaOffset)?;
+            Ok(Encoded::Rule(Rule::x86_64_other(BASE_RBX, slot, offset)))
+        }
         Shape::Register(Register(number), offset) if OTHER_REGISTERS.contains(&number) => {
             let (other, offset) = other_register(number, offset_by_8(offset)?).ok_or(Unsupported::CfaOffset)?;
             Ok(Encoded::Rule(Rule::x86_64_other(other, slot, offset)))
@@ -92,9 +112,14 @@ fn signal(row: &Row) -> Result<Encoded, Unsupported> {
 
 /// The number of a register that is neither rsp nor rbp, and an offset that fits beside it.
 fn other_register(number: u16, offset_by_8: i32) -> Option<(u8, i32)> {
-    const OFFSETS: std::ops::Range<i32> = -(1 << 13)..1 << 13;
     let other = OTHER_REGISTERS.iter().position(|other| *other == number)?;
-    OFFSETS.contains(&offset_by_8).then_some((u8::try_from(other).ok()?, offset_by_8))
+    Some((u8::try_from(other).ok()?, other_offset(offset_by_8)?))
+}
+
+/// An offset that fits beside the number of a register.
+fn other_offset(offset_by_8: i32) -> Option<i32> {
+    const OFFSETS: std::ops::Range<i32> = -(1 << 13)..1 << 13;
+    OFFSETS.contains(&offset_by_8).then_some(offset_by_8)
 }
 
 fn base(register: Register) -> Result<u8, Unsupported> {
@@ -116,16 +141,16 @@ fn offset_by_8(offset: i64) -> Result<i32, Unsupported> {
         .ok_or(Unsupported::CfaOffset)
 }
 
-/// The slot of the caller's rbp.
-fn slot(frame_pointer: Saved) -> u8 {
-    match frame_pointer {
+/// The slot of a register of the caller: rbp, rbx.
+fn slot(register: Saved) -> u8 {
+    match register {
         Saved::Unset | Saved::SameValue => 0,
         Saved::Offset(offset) if offset % 8 == 0 => match u8::try_from(offset / -8) {
             Ok(slot @ 2..=MAX_SLOT) => slot,
-            _ => SLOT_FP_UNKNOWN,
+            _ => SLOT_UNKNOWN,
         },
         Saved::Offset(_) | Saved::Undefined | Saved::Expression(_) | Saved::Register(_) | Saved::Computed => {
-            SLOT_FP_UNKNOWN
+            SLOT_UNKNOWN
         }
     }
 }

@@ -10,7 +10,7 @@ use gimli::{
 use object::read::elf::{ElfFile64, ProgramHeader as _};
 use object::{Endianness, Object, ObjectSection, ObjectSegment, ObjectSymbol};
 use profiler_common::address::{FileOffset, Svma, VirtualAddress};
-use profiler_common::row::{END, OTHER_REGISTERS, Rule, SLOT_FP_UNKNOWN, UNSUPPORTED};
+use profiler_common::row::{END, OTHER_REGISTERS, RBX, Rule, SLOT_UNKNOWN, UNSUPPORTED};
 use profiler_unwind::{
     Arch, Machine, Registers, UnwindTable, bias_of_mapping, build, lookup, step_aarch64, step_x86_64,
 };
@@ -55,14 +55,14 @@ impl Machine for MadeUp {
     }
 }
 
-/// The caller as our rule finds it: pc, sp, fp.
-fn by_rule(arch: Arch, rule: Rule, pc: u64) -> Result<[u64; 3], u64> {
+/// The caller as our rule finds it: pc, sp, fp, and on x86_64 rbx.
+fn by_rule(arch: Arch, rule: Rule, pc: u64) -> Result<[u64; 4], u64> {
     let mut regs = Registers { pc, sp: SP, fp: FP, lr: LR, interrupted: 0, exact: 1 };
     let stop = match arch {
         Arch::X86_64 => step_x86_64(rule.0, &mut regs, &mut MadeUp::default()),
         Arch::Aarch64 => step_aarch64(rule.0, &mut regs, &mut MadeUp::default(), 0),
     };
-    if stop == 0 { Ok([regs.pc, regs.sp, regs.fp]) } else { Err(stop) }
+    if stop == 0 { Ok([regs.pc, regs.sp, regs.fp, regs.lr]) } else { Err(stop) }
 }
 
 /// gimli's view of one frame.
@@ -79,7 +79,7 @@ impl Reference<'_> {
             (Arch::X86_64, 7) | (Arch::Aarch64, 31) => SP,
             (Arch::X86_64, 6) | (Arch::Aarch64, 29) => FP,
             (Arch::X86_64, 16) => self.pc,
-            (Arch::Aarch64, 30) => LR,
+            (Arch::X86_64, RBX) | (Arch::Aarch64, 30) => LR,
             (Arch::X86_64, other) if OTHER_REGISTERS.contains(&other) => {
                 OTHER + OTHER_REGISTERS.iter().position(|known| *known == other).unwrap() as u64 * 64
             }
@@ -120,8 +120,8 @@ impl Reference<'_> {
         }
     }
 
-    /// The caller as the CFI finds it: pc, sp, fp.
-    fn unwind(&self, row: &Row) -> [Option<u64>; 3] {
+    /// The caller as the CFI finds it: pc, sp, fp, and on x86_64 rbx.
+    fn unwind(&self, row: &Row) -> [Option<u64>; 4] {
         let cfa = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => self.register(*register).wrapping_add_signed(*offset),
             CfaRule::Expression(expression) => self.evaluate(*expression),
@@ -134,7 +134,8 @@ impl Reference<'_> {
             RegisterRule::Undefined => Some(cfa),
             _ => self.caller(row, cfa, Register(sp)),
         };
-        [self.caller(row, cfa, Register(ra)), sp, self.caller(row, cfa, Register(fp))]
+        let rbx = self.caller(row, cfa, Register(RBX));
+        [self.caller(row, cfa, Register(ra)), sp, self.caller(row, cfa, Register(fp)), rbx]
     }
 }
 
@@ -164,20 +165,24 @@ fn compare(table: &UnwindTable, reference: &Reference<'_>, row: &Row, tally: &mu
         tally.ends += 1;
         return;
     }
-    let [expected_pc, expected_sp, expected_fp] = reference.unwind(row);
+    let [expected_pc, expected_sp, expected_fp, expected_rbx] = reference.unwind(row);
     let found = by_rule(table.arch, rule, pc);
     if expected_sp.is_some_and(|sp| sp <= SP) && found.is_err() {
         return; // The step refuses a CFA that does not lie above sp, and rightly so.
     }
-    let [found_pc, found_sp, found_fp] = found.unwrap_or_else(|stop| panic!("{path} at {pc:#x}: stop {stop:#x}"));
+    let [found_pc, found_sp, found_fp, found_rbx] =
+        found.unwrap_or_else(|stop| panic!("{path} at {pc:#x}: stop {stop:#x}"));
     assert_eq!(Some(found_pc), expected_pc, "{path}: return address at {pc:#x}, {row:?}");
     assert_eq!(Some(found_sp), expected_sp, "{path}: sp at {pc:#x}, {row:?}");
-    let unknown = table.arch == Arch::X86_64 && rule.x86_64_slot() == SLOT_FP_UNKNOWN;
+    let unknown = table.arch == Arch::X86_64 && rule.x86_64_slot() == SLOT_UNKNOWN;
     if unknown {
         assert_eq!(found_fp, 0);
         assert_ne!(row.register(Register(6)), RegisterRule::SameValue, "{path} at {pc:#x}");
     } else {
         assert_eq!(Some(found_fp), expected_fp, "{path}: frame pointer at {pc:#x}, {row:?}");
+    }
+    if table.arch == Arch::X86_64 && rule.x86_64_rbx_slot() != SLOT_UNKNOWN {
+        assert_eq!(Some(found_rbx), expected_rbx, "{path}: rbx at {pc:#x}, {row:?}");
     }
     tally.compared += 1;
 }

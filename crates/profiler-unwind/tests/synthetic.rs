@@ -6,7 +6,7 @@ mod synthetic_elf;
 
 use profiler_common::address::{FileOffset, Svma};
 use profiler_common::row::{
-    BASE_FP, DEREF, DEREF_ADD_8, FP_AT_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule, SLOT_FP_UNKNOWN,
+    BASE_FP, BASE_RBX, DEREF, DEREF_ADD_8, FP_AT_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule, SLOT_UNKNOWN,
 };
 use profiler_unwind::{Arch, BuildError, MAX_SEGMENTS, Problems, ReadAt, ReadError, UnwindTable, build, lookup};
 use std::cell::Cell;
@@ -76,12 +76,12 @@ fn x86_64_frame_with_a_frame_pointer() {
 
 #[test]
 fn x86_64_saved_rbp_within_63_words_of_the_cfa() {
-    for (words, slot) in [(2, 2), (63, 63), (64, SLOT_FP_UNKNOWN), (1, SLOT_FP_UNKNOWN)] {
+    for (words, slot) in [(2, 2), (63, 63), (64, SLOT_UNKNOWN), (1, SLOT_UNKNOWN)] {
         let (rows, _) = x86_64_function(&op::offset(6, words));
         assert_eq!(rows, [(0, x86(0, slot, 1))], "rbp at CFA - {words} words");
     }
     for elsewhere in [&[op::UNDEFINED, 6][..], &[op::REGISTER, 6, 3], &[op::EXPRESSION, 6, 2, op::BREG7, 8]] {
-        assert_eq!(x86_64_function(elsewhere).0, [(0, x86(0, SLOT_FP_UNKNOWN, 1))], "{elsewhere:?}");
+        assert_eq!(x86_64_function(elsewhere).0, [(0, x86(0, SLOT_UNKNOWN, 1))], "{elsewhere:?}");
     }
     assert_eq!(x86_64_function(&[op::SAME_VALUE, 6]).0, [(0, x86(0, 0, 1))]);
 }
@@ -108,6 +108,17 @@ fn x86_64_cfa_from_a_register_that_a_call_may_change() {
 }
 
 #[test]
+fn x86_64_rbx_is_followed_and_a_cfa_may_count_from_it() {
+    // As in glibc's trampoline for lazy binding: push %rbx; mov %rsp, %rbx; and rsp is aligned.
+    let pushed = [&[op::DEF_CFA_OFFSET, 32], op::offset(3, 4).as_slice()].concat();
+    assert_eq!(x86_64_function(&pushed).0, [(0, x86(0, 0, 4).with_rbx(4))]);
+    let moved = [pushed.as_slice(), &[op::DEF_CFA_REGISTER, 3]].concat();
+    assert_eq!(x86_64_function(&moved).0, [(0, Rule::x86_64_other(BASE_RBX, 0, 4).with_rbx(4))]);
+    let both = [op::offset(6, 2), op::offset(3, 64)].concat();
+    assert_eq!(x86_64_function(&both).0, [(0, x86(0, 2, 1).with_rbx(SLOT_UNKNOWN))], "too far away");
+}
+
+#[test]
 fn x86_64_return_address_in_a_register() {
     // rdi is the last of the nine. As in glibc's vfork: the return address was popped, the CFA is rsp.
     let (rows, problems) = x86_64_function(&[op::DEF_CFA_OFFSET, 0, op::REGISTER, 16, 5]);
@@ -130,7 +141,7 @@ fn x86_64_outermost_frame_and_rows_that_cannot_be_expressed() {
     assert_eq!(x86_64_function(&[op::UNDEFINED, 16]).0, [(0, Rule::END)]);
     let (rows, problems) = x86_64_function(&op::offset(16, 3));
     assert_eq!((rows, problems.return_address), (vec![(0, Rule::UNSUPPORTED)], 1));
-    let (rows, problems) = x86_64_function(&[op::DEF_CFA, 3, 8]);
+    let (rows, problems) = x86_64_function(&[op::DEF_CFA, 12, 8]);
     assert_eq!((rows, problems.cfa_register), (vec![(0, Rule::UNSUPPORTED)], 1));
     let (rows, problems) = x86_64_function(&[op::DEF_CFA_EXPRESSION, 3, 0x73, 0, op::DEREF]);
     assert_eq!((rows, problems.cfa_register), (vec![(0, Rule::UNSUPPORTED)], 1));

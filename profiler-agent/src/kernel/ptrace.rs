@@ -99,7 +99,7 @@ fn meaning(words: &[u64; WORDS], bytes: usize) -> Stopped {
     const R11: usize = 6;
     let mut other = [0; OTHER_REGISTER_WORDS];
     other.copy_from_slice(&words[R11..R11 + OTHER_REGISTER_WORDS]);
-    Stopped { is_32_bit: bytes < 27 * 8, registers: [words[16], words[19], words[4], 0], other }
+    Stopped { is_32_bit: bytes < 27 * 8, registers: [words[16], words[19], words[4], words[5]], other }
 }
 
 /// `struct user_pt_regs` (linux/arch/arm64/include/uapi/asm/ptrace.h): x0 to x30, sp, pc, pstate.

@@ -25,6 +25,9 @@ const RANGES_A_SECOND: u64 = RANGES_PER_CHUNK as u64 / 8;
 /// How long after an exec it is made sure that the kernel has the table of the new program.
 const CONFIRM_NS: u64 = 3_000_000_000;
 
+/// Bytes of generated code in one mapping that are unwound.
+const MOST_GENERATED_BYTES: u64 = 1 << 31;
+
 impl Tracker {
     /// Executable memory without a file has one row: the frame pointer, but in trampolines.
     pub(super) fn place_tables_of_generated_code(&mut self) {
@@ -32,7 +35,8 @@ impl Tracker {
             if cfg!(target_arch = "aarch64") { Rule::AARCH64_FRAME_POINTER } else { Rule::X86_64_FRAME_POINTER };
         for (key, rule) in [(ANONYMOUS, by_frame_pointer), (TRAMPOLINES, trampoline::RULE)] {
             let rows = [Row::new(0, rule)];
-            let part = self.placement.place(Svma(0), u64::from(Row::MAX_PC_OFFSET), &rows);
+            // The first row is found for any offset, however far.
+            let part = self.placement.place(Svma(0), MOST_GENERATED_BYTES, &rows);
             if let (Some(part), Some(executable)) = (part, self.executables.get_mut(key)) {
                 executable.unwinding = Unwinding::Placed(vec![part]);
             }

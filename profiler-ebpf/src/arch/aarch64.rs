@@ -43,6 +43,6 @@ pub(crate) fn read_other_registers(_saved: u64, _other: *mut u64) {}
 
 /// One unwinding step; see `profiler_common::step`.
 #[inline(always)]
-pub(crate) fn step<M: Machine>(rule: u32, registers: &mut Registers, machine: &mut M) -> u64 {
+pub(crate) fn step<M: Machine>(rule: u64, registers: &mut Registers, machine: &mut M) -> u64 {
     step_aarch64(rule, registers, machine, settings::pointer_auth_mask())
 }

@@ -7,6 +7,7 @@ use profiler_common::step::{Machine, Registers, step_x86_64};
 use crate::task::word;
 
 const RBP: u64 = 32;
+const RBX: u64 = 40;
 const RIP: u64 = 128;
 const CS: u64 = 136;
 const RSP: u64 = 152;
@@ -33,7 +34,8 @@ pub(crate) fn is_32_bit(saved: u64) -> bool {
 /// The registers saved at `saved`.
 #[inline(always)]
 pub(crate) fn registers(saved: u64) -> Registers {
-    Registers { pc: word(saved, RIP), sp: word(saved, RSP), fp: word(saved, RBP), lr: 0, interrupted: 0, exact: 1 }
+    let (pc, sp) = (word(saved, RIP), word(saved, RSP));
+    Registers { pc, sp, fp: word(saved, RBP), lr: word(saved, RBX), interrupted: 0, exact: 1 }
 }
 
 /// r11 to rdi, in one piece: they stand in this order (`profiler_common::row::OTHER_REGISTERS`).
@@ -49,6 +51,6 @@ pub(crate) fn read_other_registers(saved: u64, other: *mut u64) {
 
 /// One unwinding step; see `profiler_common::step`.
 #[inline(always)]
-pub(crate) fn step<M: Machine>(rule: u32, registers: &mut Registers, machine: &mut M) -> u64 {
+pub(crate) fn step<M: Machine>(rule: u64, registers: &mut Registers, machine: &mut M) -> u64 {
     step_x86_64(rule, registers, machine)
 }

@@ -118,7 +118,7 @@ pub(super) fn believe(cpu: &CpuRegisters, stack: &mut Stack, image: &mut Image<'
 }
 
 fn beginning(cpu: &CpuRegisters) -> Registers {
-    Registers { pc: cpu.rip, sp: cpu.rsp, fp: cpu.rbp, lr: 0, interrupted: 0, exact: 1 }
+    Registers { pc: cpu.rip, sp: cpu.rsp, fp: cpu.rbp, lr: cpu.rbx, interrupted: 0, exact: 1 }
 }
 
 /// Makes a frame's registers those of its caller, as the profiler does.

@@ -11,7 +11,7 @@ use crate::segment::Arch;
 use crate::spans::Span;
 use profiler_common::address::Svma;
 use profiler_common::row::{
-    BASE_FP, FP_SAVED, MAX_CFA_OFFSET_BY_8, OTHER_STACK, RA_FROM_BASE, RA_IN_LR, Rule, SLOT_FP_UNKNOWN,
+    BASE_FP, FP_SAVED, MAX_CFA_OFFSET_BY_8, OTHER_STACK, RA_FROM_BASE, RA_IN_LR, Rule, SLOT_UNKNOWN,
 };
 
 /// Code that is read at once.
@@ -37,7 +37,7 @@ const SWITCHES: [&[u8]; 2] = [b"runtime.", b"time.now"];
 
 /// The CFA is where rbp says, be it on another stack: goroutines have their own, and the runtime and C
 /// run on the thread's.
-const BY_RBP: Rule = Rule::x86_64(BASE_FP | OTHER_STACK, 2, 2);
+const BY_RBP: Rule = Rule::x86_64(BASE_FP | OTHER_STACK, 2, 2).with_rbx(SLOT_UNKNOWN);
 
 /// Until where a rule holds, in bytes from the function's start.
 type Until = (u32, Rule);
@@ -142,7 +142,7 @@ impl<'a, F: ReadAt> GoRows<'a, F> {
             let slot = match depth {
                 0 => 0,
                 _ if saved => 2,
-                _ => SLOT_FP_UNKNOWN,
+                _ => SLOT_UNKNOWN,
             };
             rules.push((until, by_rsp(depth, slot)));
         }
@@ -205,7 +205,7 @@ fn is_outermost(function: &Function, name: &[u8]) -> bool {
 fn by_rsp(depth: i32, slot: u8) -> Rule {
     let words = (depth / 8).saturating_add(1);
     if depth >= 0 && depth % 8 == 0 && words <= MAX_CFA_OFFSET_BY_8 {
-        Rule::x86_64(0, slot, words)
+        Rule::x86_64(0, slot, words).with_rbx(SLOT_UNKNOWN)
     } else {
         Rule::UNSUPPORTED
     }
