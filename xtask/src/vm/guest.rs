@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 
 use super::console::{CONTENT, CaseRun, MARK, Transcript};
+use super::kinds;
 use crate::folded;
 use crate::report::Outcome;
 
@@ -86,6 +87,17 @@ pub(crate) const CASES: &[Case] = &[
         says: "",
         file: Some("/out/chain.folded"),
         judge: judge_chain,
+    },
+    Case {
+        name: "kinds",
+        agent: true,
+        before: kinds::LINK,
+        command: kinds::RECORD,
+        after: "",
+        exit: 0,
+        says: "",
+        file: Some("/out/kinds.folded"),
+        judge: kinds::judge,
     },
     Case {
         name: "kptr_restrict",

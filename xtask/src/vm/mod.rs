@@ -5,6 +5,7 @@ mod archive;
 mod console;
 mod guest;
 mod initramfs;
+mod kinds;
 mod qemu;
 
 use std::fs;
@@ -249,12 +250,10 @@ fn boot_once(architecture: Architecture, kernel: &Kernel, initrd: &Path) -> Resu
 }
 
 fn initramfs(architecture: Architecture, kernel: &Kernel, busybox: &Path, cases: &[&Case]) -> Result<Vec<u8>> {
-    let mut files = vec![
-        ("bin/busybox".to_owned(), busybox.to_path_buf()),
-        ("bin/chain12".to_owned(), build_workload(architecture, "chain12")?),
-        ("bin/digest".to_owned(), build_workload(architecture, "digest")?),
-        ("bin/waits".to_owned(), build_workload(architecture, "waits")?),
-    ];
+    let mut files = vec![("bin/busybox".to_owned(), busybox.to_path_buf())];
+    for workload in ["chain12", "digest", "waits"].into_iter().chain(kinds::PROGRAMS) {
+        files.push((format!("bin/{workload}"), build_workload(architecture, workload)?));
+    }
     if cases.iter().any(|case| case.agent) {
         files.push(("bin/spanflame".to_owned(), build_agent(architecture)?));
     }
