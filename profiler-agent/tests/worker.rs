@@ -112,6 +112,36 @@ fn symbol_to_find(n: u32) -> u32 {
     std::hint::black_box(n) * 3
 }
 
+/// Hand-written assembly: a label inside a function, two names for it, and code that does not say how long it is.
+const ASSEMBLY: &str = r#"
+__asm__(".globl __plain, plain, label, endless, _endless\n"
+        ".type __plain, @function\n .type plain, @function\n"
+        "__plain: plain: nop\n nop\n"
+        "label: nop\n nop\n"
+        ".size __plain, . - __plain\n .size plain, . - plain\n"
+        "_endless: endless: nop\n nop\n .fill 5000, 1, 0x90");
+"#;
+
+#[tokio::test]
+async fn code_is_in_the_function_that_holds_it_under_its_plainest_name() {
+    let scratch = Scratch::new("plain");
+    let file = scratch.compile("plain.c", ASSEMBLY, &["-O1", "-shared", "-nostdlib"]);
+    let at = |wanted: &str| symbol(&file, &[], |name| name == wanted).1.0;
+    let (plain, label, endless) = (at("plain"), at("label"), at("endless"));
+    let asked = [plain, label, label + 1, endless, endless + 1, endless + 4095, endless + 4096].map(Svma);
+    let mut worker = worker(Role::Symbols);
+    for expected in [
+        ["plain", "plain", "plain", "endless", "endless", "endless", ""],
+        // Stripped: in `.dynsym`, what comes next can be something else.
+        ["plain", "plain", "", "endless", "", "", ""],
+    ] {
+        let answer = symbols(&mut worker, &file, &asked).await.unwrap();
+        let names: Vec<_> = answer.iter().map(|(_, frames)| frames.last().map_or("", |frame| &frame.name)).collect();
+        assert_eq!(names, expected);
+        run(Command::new("strip").arg(&file));
+    }
+}
+
 #[tokio::test]
 async fn a_stripped_library_is_known_by_its_dynamic_symbols() {
     let libc = libc_path();
@@ -317,10 +347,10 @@ async fn a_file_truncated_while_it_is_read_costs_that_file() {
 async fn memory_is_bounded() {
     let scratch = Scratch::new("memory");
     let big = scratch.compile("big.c", PROGRAM, &["-O2"]);
-    // 60 MiB in a few KiB.
+    // 48 MiB in a few KiB.
     let names = scratch.0.join("names");
     fs::copy(&big, &names).unwrap();
-    File::options().write(true).open(&names).unwrap().set_len(60 << 20).unwrap();
+    grow_symbol_table(&names, 2 << 20);
     run(Command::new("xz").arg("-0").arg(&names));
     run(Command::new("strip").arg(&big));
     let section = format!("--add-section=.gnu_debugdata={}.xz", names.display());
@@ -330,7 +360,7 @@ async fn memory_is_bounded() {
     assert!(symbols(&mut worker, &big, &[Svma(0x1000)]).await.is_ok());
     assert_eq!((worker.child_id(), worker.restarts()), (None, 0));
     // More than it may map.
-    File::options().write(true).open(&big).unwrap().set_len(9 << 30).unwrap();
+    File::options().write(true).open(&big).unwrap().set_len(17 << 30).unwrap();
     let answer = symbols(&mut worker, &big, &[Svma(0x1000)]).await;
     assert!(matches!(answer, Err(FileError::Corrupt(_))), "{answer:?}");
     assert_eq!((worker.child_id().is_some(), worker.restarts()), (true, 0));
@@ -362,6 +392,8 @@ async fn a_child_is_restricted() {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap();
         line[name.len()..].split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
+    let own = |name| u64::from_str_radix(&field(std::process::id(), "status", name)[0], 16).unwrap();
+    let (dac_read_search, sys_chroot) = (own("CapPrm:") & 1 << 2, own("CapEff:") & 1 << 18);
     for role in [Role::Tables, Role::Symbols, Role::Generated, Role::Describe] {
         let mut worker = worker(role);
         match role {
@@ -374,9 +406,16 @@ async fn a_child_is_restricted() {
         assert_eq!(field(pid, "status", "Seccomp:"), ["2"], "filter mode");
         assert_eq!(field(pid, "status", "NoNewPrivs:"), ["1"]);
         assert_eq!(field(pid, "status", "Threads:"), ["1"]);
-        for set in ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"] {
+        let capabilities = if role == Role::Symbols { dac_read_search } else { 0 };
+        for set in ["CapPrm:", "CapEff:"] {
+            assert_eq!(field(pid, "status", set), [format!("{capabilities:016x}")], "{role:?} {set}");
+        }
+        for set in ["CapInh:", "CapAmb:"] {
             assert_eq!(field(pid, "status", set), ["0000000000000000"], "{role:?} {set}");
         }
+        let root = fs::read_link(format!("/proc/{pid}/root")).unwrap();
+        let is_confined = role == Role::Symbols && sys_chroot != 0;
+        assert_eq!(root.ends_with(format!("{pid}/fd")), is_confined, "{role:?}: {}", root.display());
         assert_eq!(field(pid, "limits", "Max core file size")[..2], ["0", "0"]);
         assert_ne!(field(pid, "limits", "Max address space")[1], "unlimited");
         assert_ne!(field(pid, "limits", "Max data size")[1], "unlimited");

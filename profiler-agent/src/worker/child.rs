@@ -19,9 +19,9 @@ use super::symbols::Symbols;
 use super::{FileError, Role, debug_message, describe, description_message, name_message, sandbox, tables};
 use crate::debug_files::DebugFile;
 
-/// Anonymous memory that a child may keep between requests. With more it exits after the answer,
-/// and a new one starts for the next request: nothing else gives all memory back. What is known of
-/// generated code has a bound of its own below this.
+/// Memory, of its own and of files in memory, that a child may keep between requests. With more it exits
+/// after the answer, and a new one starts for the next request: nothing else gives all memory back. What is
+/// known of generated code has a bound of its own below this.
 const fn kept_bytes(role: Role) -> u64 {
     match role {
         Role::Tables | Role::Symbols | Role::Describe => 48 << 20,
@@ -65,10 +65,10 @@ fn serve(role: Role) -> Result<(), ChildError> {
     // A name that is refused is no loss.
     let _refused = rustix::thread::set_name(role.process_name());
     let memory = Memory::open()?;
-    sandbox::enter(role)?;
+    let descriptors = sandbox::enter(role)?;
     let stdin = io::stdin();
     let socket = stdin.as_fd();
-    let (mut symbols, mut generated) = (Symbols::default(), Generated::default());
+    let (mut symbols, mut generated) = (Symbols::new(descriptors), Generated::default());
     while let Some((file, words)) = receive(socket)? {
         sandbox::allow_cpu_time(role.cpu_limit()).map_err(ChildError::CpuTime)?;
         let ask = |wanted: &DebugFile, candidate| ask(socket, wanted, candidate);
@@ -97,7 +97,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
             Ok(_) => message::encode_error(&FileError::Unsupported("too big an answer".to_owned())),
             Err(error) => message::encode_error(&error),
         };
-        let last = status == Status::Panicked || memory.anonymous_bytes()? > kept_bytes(role);
+        let last = status == Status::Panicked || memory.anonymous_bytes()? + symbols.kept_bytes() > kept_bytes(role);
         send(socket, &Header { status, last, more: false, payload_bytes: payload.len() }.encode())?;
         send(socket, &payload)?;
         if last {

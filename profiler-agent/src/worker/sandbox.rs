@@ -1,6 +1,7 @@
 //! What a worker may do: little. Applied once, before the first request is read.
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use libc::c_long;
@@ -15,8 +16,11 @@ use super::Role;
 /// How nice those for names are: below everything that serves requests, above `SCHED_IDLE`, which may
 /// starve for minutes. Tables are little work, and samples wait for them.
 const NICE: i32 = 10;
-/// Open files: 3 standard ones, `statm`, the cache of symbols, and what comes with a request.
-const MAX_OPEN_FILES: u64 = 64;
+/// Open files: 3 standard ones, `statm`, what comes with a request, and the cache of symbols: of each of 16
+/// files the executable, its symbols in memory and its debug file, the last two opened twice.
+const MAX_OPEN_FILES: u64 = 128;
+/// Where the descriptors of this process are files (proc_pid_fd(5)).
+const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// A restriction that could not be applied: the worker does not run without.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +36,9 @@ impl SandboxError {
     }
 }
 
-/// Restricts this process to what `role` needs. It has one thread.
-pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
+/// Restricts this process to what `role` needs. It has one thread. Tells in which directory its descriptors
+/// are, by their numbers.
+pub(super) fn enter(role: Role) -> Result<&'static Path, SandboxError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(SandboxError::at("to die with the parent"))?;
     if role != Role::Tables {
@@ -43,16 +48,33 @@ pub(super) fn enter(role: Role) -> Result<(), SandboxError> {
     // When memory runs out this process goes before the agent and before what it observes. Without
     // /proc or on a kernel that refuses nothing is lost but that order.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
-    drop_capabilities()?;
-    seccompiler::apply_filter(&filter()?).map_err(SandboxError::at("seccomp"))
+    let descriptors = if opens_files(role) { confine()? } else { Path::new(DESCRIPTORS) };
+    drop_capabilities(role)?;
+    seccompiler::apply_filter(&filter(role)?).map_err(SandboxError::at("seccomp"))?;
+    Ok(descriptors)
 }
 
-/// Address space: files are mapped by the symbolizer only. Data: what is allocated; beyond it the
+/// Whether what reads files opens them itself: blazesym takes no descriptors.
+fn opens_files(role: Role) -> bool {
+    role == Role::Symbols
+}
+
+/// Leaves nothing to open but what is open: the root directory becomes the one with this process's
+/// descriptors. A process that may not do that (CAP_SYS_CHROOT) goes without.
+fn confine() -> Result<&'static Path, SandboxError> {
+    if rustix::process::chroot(DESCRIPTORS).is_err() {
+        return Ok(Path::new(DESCRIPTORS));
+    }
+    rustix::process::chdir("/").map_err(SandboxError::at("chdir"))?;
+    Ok(Path::new("/"))
+}
+
+/// Address space: files are mapped by the symbolizer only, those with DWARF twice. Data: what is allocated; beyond it the
 /// process aborts, and the file that wanted it gets an error.
 fn set_limits(role: Role) -> Result<(), SandboxError> {
     let (address_space_bytes, data_bytes) = match role {
         Role::Tables | Role::Generated => (1 << 30, 512 << 20),
-        Role::Symbols | Role::Describe => (8 << 30, 1 << 30),
+        Role::Symbols | Role::Describe => (16 << 30, 1 << 30),
     };
     let limits = [
         (Resource::As, address_space_bytes),
@@ -80,11 +102,15 @@ pub(super) fn allow_cpu_time(more: Duration) -> io::Result<()> {
     Ok(rustix::process::setrlimit(Resource::Cpu, Rlimit { current, maximum })?)
 }
 
-fn drop_capabilities() -> Result<(), SandboxError> {
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    let dropped = rustix::thread::set_capabilities(None, sets);
-    dropped.map_err(|error| SandboxError::at::<io::Error>("capset")(error.into()))
+/// Keeps the one to read files, and only where files are opened: opening a descriptor again checks the
+/// permissions of its file again.
+fn drop_capabilities(role: Role) -> Result<(), SandboxError> {
+    let failed = || SandboxError::at::<io::Error>("capset");
+    let present = rustix::thread::capabilities(None).map_err(|error| failed()(error.into()))?;
+    let useful = if opens_files(role) { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
+    let kept = present.permitted & useful;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets).map_err(|error| failed()(error.into()))
 }
 
 /// System calls that every role may make. `execve` is in no list, so capabilities can't come back.
@@ -114,8 +140,24 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
+/// System calls of those who open files: looking them up by name, and making them in memory.
+const OPENING: &[c_long] = &[
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    libc::SYS_memfd_create,
+];
+
 /// A call that is allowed where one of its arguments compares as stated with a value.
 type Conditional = (c_long, u8, SeccompCmpOp, u64);
+
+/// To open files for reading, and not even to create them. musl uses `open` where there is one.
+const OPEN: &[Conditional] = &[
+    (libc::SYS_openat, 2, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, 1, SeccompCmpOp::MaskedEq(bits(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)), 0),
+];
 
 /// Memory that is not executable; signals (for `abort`) to this process only: it may run as root.
 fn conditional() -> Vec<Conditional> {
@@ -134,14 +176,19 @@ fn own_cpu_time() -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![equal(0, 0)?, equal(1, Resource::Cpu as u64)?])
 }
 
-/// The filter. What it does not allow fails with EPERM and does not kill: the call does not happen either
-/// way, and a libc that tries another call first goes on with its fall-back. No file can be opened, looked up
-/// or told the name of: with the right name, opening reboots a node (/dev/watchdog), and the files that
-/// are parsed here could choose it.
-fn filter() -> Result<BpfProgram, SandboxError> {
+/// The filter of `role`. What it does not allow fails with EPERM and does not kill: the call does not happen
+/// either way, and a libc that tries another call first goes on with its fall-back. The name of a file is not
+/// told to anybody, and where [`confine`] was refused, nobody takes one from a file: with the right name,
+/// opening reboots a node (/dev/watchdog).
+fn filter(role: Role) -> Result<BpfProgram, SandboxError> {
     let failed = || SandboxError::at::<seccompiler::BackendError>("building the seccomp filter");
     let mut rules: Vec<(c_long, Vec<SeccompRule>)> = ALWAYS.iter().map(|&call| (call, Vec::new())).collect();
-    for (call, argument, comparison, value) in conditional() {
+    let mut conditional = conditional();
+    if opens_files(role) {
+        rules.extend(OPENING.iter().map(|&call| (call, Vec::new())));
+        conditional.extend(OPEN.iter().cloned());
+    }
+    for (call, argument, comparison, value) in conditional {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, comparison, value);
         let rule = condition.and_then(|condition| SeccompRule::new(vec![condition])).map_err(failed())?;
         rules.push((call, vec![rule]));
@@ -162,44 +209,85 @@ const fn bits(argument: i32) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::fs::{File, OpenOptions};
-    use std::io::ErrorKind::PermissionDenied;
+    use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
+    use std::os::fd::AsRawFd as _;
 
     use super::*;
 
     /// Filters hold for the thread that installs them, so a thread of the test can try one.
-    fn filtered<T: Send + 'static>(attempt: impl FnOnce() -> T + Send + 'static) -> T {
+    fn filtered<T: Send + 'static>(role: Role, attempt: impl FnOnce() -> T + Send + 'static) -> T {
         let thread = std::thread::spawn(move || {
-            seccompiler::apply_filter(&filter().unwrap()).unwrap();
+            seccompiler::apply_filter(&filter(role).unwrap()).unwrap();
             attempt()
         });
         thread.join().unwrap()
     }
 
     #[test]
-    fn sockets_programs_signals_and_files_are_refused() {
-        let refused = filtered(|| {
-            [
-                std::net::UdpSocket::bind("127.0.0.1:0").err(),
-                std::process::Command::new("/bin/true").spawn().err(),
-                rustix::process::kill_process(rustix::process::getpid(), Signal::URG).err().map(Into::into),
-                OpenOptions::new().write(true).open("/dev/null").err(),
-                File::create("/dev/null").err(),
-                File::open("/proc/self/stat").err(),
-                std::fs::metadata("/proc/self/stat").err(),
-                std::fs::read_link("/proc/self/exe").err(),
-                std::fs::canonicalize("/proc/self/exe").err(),
-            ]
+    fn sockets_programs_signals_and_writes_are_refused() {
+        for role in Role::ALL {
+            let refused = filtered(role, || {
+                [
+                    std::net::UdpSocket::bind("127.0.0.1:0").err(),
+                    std::process::Command::new("/bin/true").spawn().err(),
+                    rustix::process::kill_process(rustix::process::getpid(), Signal::URG).err().map(Into::into),
+                    OpenOptions::new().write(true).open("/dev/null").err(),
+                    File::create("/dev/null").err(),
+                    std::fs::read_link("/proc/self/exe").err(),
+                    std::fs::canonicalize("/proc/self/exe").err(),
+                    rustix::process::chroot("/").err().map(Into::into),
+                ]
+            });
+            for (index, error) in refused.into_iter().enumerate() {
+                let error = error.unwrap_or_else(|| panic!("{role:?}: call {index} went through"));
+                assert_eq!(error.kind(), PermissionDenied, "{role:?}: call {index}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_who_must_opens_files() {
+        for role in [Role::Tables, Role::Generated, Role::Describe] {
+            let refused = || [File::open("/proc/self/stat").err(), std::fs::metadata("/proc/self/stat").err()];
+            for error in filtered(role, refused) {
+                assert_eq!(error.unwrap().kind(), PermissionDenied, "{role:?}");
+            }
+        }
+        assert!(filtered(Role::Symbols, || File::open("/proc/self/stat").is_ok()));
+    }
+
+    /// In a process of its own, for the root directory is one of the whole process.
+    #[test]
+    fn who_opens_files_finds_nothing_but_its_own() {
+        const CHILD: &str = "SPANFLAME_TEST_CONFINED";
+        const NAME: &str = "worker::sandbox::tests::who_opens_files_finds_nothing_but_its_own";
+        if std::env::var_os(CHILD).is_none() {
+            let itself = std::env::current_exe().unwrap();
+            let child = std::process::Command::new(itself).args(["--exact", NAME]).env(CHILD, "").output().unwrap();
+            let said = String::from_utf8_lossy(&child.stdout);
+            assert!(child.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let file = File::open("/etc/passwd").unwrap();
+        let may = rustix::thread::capabilities(None).unwrap().permitted.contains(CapabilitySet::SYS_CHROOT);
+        let descriptors = confine().unwrap();
+        drop_capabilities(Role::Symbols).unwrap();
+        let (own, others) = filtered(Role::Symbols, move || {
+            let own = std::fs::read(descriptors.join(file.as_raw_fd().to_string()));
+            let others = ["/etc/passwd", "../../etc/passwd", "/proc/self/stat", "/dev/null", "/0/../../etc/passwd"];
+            (own, others.map(|path| File::open(path).err().map(|error| error.kind())))
         });
-        for (index, error) in refused.into_iter().enumerate() {
-            let error = error.unwrap_or_else(|| panic!("call {index} went through"));
-            assert_eq!(error.kind(), PermissionDenied, "call {index}: {error}");
+        assert!(own.unwrap().starts_with(b"root:"));
+        assert_eq!(descriptors, Path::new(if may { "/" } else { DESCRIPTORS }));
+        if may {
+            assert!(others.iter().all(|error| matches!(error, Some(NotFound | NotADirectory))), "{others:?}");
         }
     }
 
     #[test]
     fn of_limits_only_the_own_cpu_time_can_be_set() {
         let parent = rustix::process::getppid();
-        let (cpu, files, parents_cpu) = filtered(move || {
+        let (cpu, files, parents_cpu) = filtered(Role::Tables, move || {
             let unlimited = || Rlimit { current: None, maximum: None };
             (
                 rustix::process::setrlimit(Resource::Cpu, rustix::process::getrlimit(Resource::Cpu)),

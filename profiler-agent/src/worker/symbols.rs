@@ -2,30 +2,33 @@
 //! or in files of their own.
 //!
 //! The executable's descriptor comes with the request; other files are asked for and come as descriptors
-//! too ([`Ask`]). Nothing is opened by name here, so no file can name one that it does harm to open.
+//! too ([`Ask`]). Nothing is opened by a name that stands in a file, so none can name one that it does harm
+//! to open.
 
 mod dwarf;
 mod elf;
+mod embedded;
 mod go;
 mod names;
 mod separate;
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 
 use addr2line::Location;
 use profiler_common::address::Svma;
 
 use self::dwarf::{Dwarf, Files};
-use self::elf::{Bytes, Elf};
-use self::names::{Names, Which};
+use self::names::Names;
 use super::child::{Identity, examine};
 use super::demangle::demangle;
 use super::message::truncate;
 use super::tables::Pread;
 use super::{FileError, Frame};
 use crate::debug_files::DebugFile;
+use crate::kernel::FileBytes;
 
 /// Files kept open with what was parsed of them: the least recently used one goes.
 const OPEN_FILES: usize = 16;
@@ -42,13 +45,23 @@ const SIZELESS_REACH_BYTES: u64 = 4096;
 pub(super) type Ask<'a> = &'a dyn Fn(&DebugFile, usize) -> Option<(String, OwnedFd)>;
 
 /// The files that are open.
-#[derive(Default)]
 pub(super) struct Symbols {
+    /// Where each descriptor has its number for a name.
+    descriptors: &'static Path,
     /// The most recently used one last.
     open: VecDeque<OpenFile>,
 }
 
 impl Symbols {
+    pub(super) const fn new(descriptors: &'static Path) -> Self {
+        Self { descriptors, open: VecDeque::new() }
+    }
+
+    /// Bytes of the files in memory that are kept; no other count of memory has them.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.open.iter().map(|open| open.in_memory_bytes).sum()
+    }
+
     /// For each address its functions, innermost first.
     pub(super) fn answer(
         &mut self,
@@ -59,7 +72,7 @@ impl Symbols {
         let identity = examine(&file)?;
         let known = self.open.iter().position(|open| open.identity == identity);
         let known = known.and_then(|index| self.open.remove(index));
-        let open = known.map_or_else(|| OpenFile::new(file, identity, ask), Ok)?;
+        let open = known.map_or_else(|| OpenFile::new(file, identity, self.descriptors, ask), Ok)?;
         if self.open.len() >= OPEN_FILES {
             self.open.pop_front();
         }
@@ -78,21 +91,30 @@ struct OpenFile {
     names: Vec<Names>,
     /// What was damaged.
     failure: Option<String>,
-    file: OwnedFd,
+    file: Rc<OwnedFd>,
+    /// Of `names`, what is a file in memory.
+    in_memory_bytes: u64,
 }
 
 impl OpenFile {
-    fn new(file: OwnedFd, identity: Identity, ask: Ask<'_>) -> Result<Self, FileError> {
+    fn new(file: OwnedFd, identity: Identity, descriptors: &Path, ask: Ask<'_>) -> Result<Self, FileError> {
         let corrupt = |error: elf::ElfError| FileError::Corrupt(error.to_string());
-        let bytes = Bytes::map(&file).map_err(corrupt)?;
+        let bytes = elf::map(&file).map_err(corrupt)?;
         let executable = elf::parse(&bytes).map_err(corrupt)?;
-        let separate = separate::debug_file(&executable, ask).map(|(file, _path)| file);
-        let (dwarf, failure) = match dwarf(&bytes, separate.as_ref(), ask) {
+        let separate = separate::debug_file(&executable, ask);
+        let (dwarf, failure) = match dwarf(&bytes, separate.as_ref().map(|found| &found.is), ask) {
             Ok(dwarf) => (dwarf, None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let names = names(&bytes, &executable, separate);
-        Ok(Self { identity, dwarf, names, failure, file })
+        let file = Rc::new(file);
+        let separate = separate.map(|found| (Rc::new(found.open), found.is));
+        let in_memory = embedded::symbol_tables(&executable);
+        let in_memory = in_memory.and_then(|tables| Some((elf::map(&tables).ok()?, Rc::new(tables))));
+        let in_memory_bytes = in_memory.as_ref().map_or(0, |(bytes, _tables)| bytes.len() as u64);
+        let own = in_memory.map_or_else(|| (Rc::clone(&file), Rc::clone(&bytes)), |(bytes, tables)| (tables, bytes));
+        let names = separate.into_iter().chain([own]);
+        let names = names.map(|(file, bytes)| Names::new(file, bytes, descriptors)).collect();
+        Ok(Self { identity, dwarf, names, failure, file, in_memory_bytes })
     }
 
     fn frames(&self, addresses: &[Svma], ask: Ask<'_>) -> Result<Vec<Vec<Frame>>, FileError> {
@@ -105,7 +127,8 @@ impl OpenFile {
                 }
             }
         }
-        let sizeless = self.take_names(addresses, &mut found);
+        let mut failure = self.failure.clone();
+        let sizeless = self.take_names(addresses, &mut found, &mut failure);
         if !sizeless.is_empty() {
             let wanted: Vec<Svma> = sizeless.iter().map(|(index, _start)| addresses[*index]).collect();
             let stated = profiler_unwind::function_starts(&file, &wanted).unwrap_or_default();
@@ -118,8 +141,8 @@ impl OpenFile {
         }
         // A line without a function is no place that a stack can show.
         found.iter_mut().filter(|frames| frames.last().is_some_and(|frame| frame.name.is_empty())).for_each(Vec::clear);
-        match &self.failure {
-            Some(failure) if found.iter().all(Vec::is_empty) => Err(FileError::Corrupt(failure.clone())),
+        match failure {
+            Some(failure) if found.iter().all(Vec::is_empty) => Err(FileError::Corrupt(failure)),
             _ => Ok(found),
         }
     }
@@ -127,17 +150,32 @@ impl OpenFile {
     /// Names the functions that DWARF does not know, or knows by their bare names only: without linkage
     /// names (rustc's line tables) those are the same for the functions of many types. Tells which names
     /// stand for code of unknown length, and where it starts.
-    fn take_names(&self, addresses: &[Svma], found: &mut [Vec<Frame>]) -> Vec<(usize, Svma)> {
+    fn take_names(
+        &self,
+        addresses: &[Svma],
+        found: &mut [Vec<Frame>],
+        failure: &mut Option<String>,
+    ) -> Vec<(usize, Svma)> {
         let bare = |frame: &Frame| !frame.file.is_empty() && frame.name == frame.system_name;
         let lacking = |&index: &usize| found[index].last().is_none_or(bare) && addresses[index] < USER_END;
         let mut lacking: Vec<usize> = (0..addresses.len()).filter(lacking).collect();
         let mut sizeless = Vec::new();
         for names in &self.names {
-            let symbols = names.find(lacking.iter().map(|index| addresses[*index]));
+            if lacking.is_empty() {
+                break;
+            }
+            let wanted: Vec<Svma> = lacking.iter().map(|index| addresses[*index]).collect();
+            let symbols = match names.find(&wanted) {
+                Ok(symbols) => symbols,
+                Err(error) => {
+                    *failure = Some(format!("its symbol tables can't be read: {error:#}"));
+                    continue;
+                }
+            };
             let mut rest = Vec::new();
             for (index, symbol) in lacking.into_iter().zip(symbols) {
                 let reach = |start: Svma| addresses[index].0 - start.0 < SIZELESS_REACH_BYTES;
-                let Some(symbol) = symbol.filter(|symbol| !symbol.sizeless || reach(symbol.start)) else {
+                let Some(symbol) = symbol.filter(|symbol| symbol.size_bytes > 0 || reach(symbol.start)) else {
                     rest.push(index);
                     continue;
                 };
@@ -145,7 +183,7 @@ impl OpenFile {
                 match found[index].last_mut() {
                     None => {
                         found[index].push(full);
-                        sizeless.extend(symbol.sizeless.then_some((index, symbol.start)));
+                        sizeless.extend((symbol.size_bytes == 0).then_some((index, symbol.start)));
                     }
                     Some(bare) if bare.name.is_empty() || full.name != full.system_name => {
                         (bare.name, bare.system_name) = (full.name, full.system_name);
@@ -178,15 +216,14 @@ impl OpenFile {
 
 /// The path of the file with the debug information of an executable, if it is apart and there.
 pub(super) fn debug_file(executable: &OwnedFd, ask: Ask<'_>) -> Option<String> {
-    let bytes = Bytes::map(executable).ok()?;
-    let (_file, path) = separate::debug_file(&elf::parse(&bytes).ok()?, ask)?;
-    Some(path)
+    let bytes = elf::map(executable).ok()?;
+    Some(separate::debug_file(&elf::parse(&bytes).ok()?, ask)?.path)
 }
 
 /// The DWARF of an executable: its own, or that of its debug file.
 fn dwarf(
-    executable: &Rc<Bytes>,
-    separate: Option<&Rc<Bytes>>,
+    executable: &Rc<FileBytes>,
+    separate: Option<&Rc<FileBytes>>,
     ask: Ask<'_>,
 ) -> Result<Option<Dwarf>, dwarf::DwarfError> {
     for debug in separate.into_iter().chain([executable]) {
@@ -199,13 +236,6 @@ fn dwarf(
         }
     }
     Ok(None)
-}
-
-/// The symbol tables of an executable, the most telling one first.
-fn names(bytes: &Rc<Bytes>, executable: &Elf<'_>, separate: Option<Rc<Bytes>>) -> Vec<Names> {
-    let embedded = executable.elf_symbol_table().is_empty().then(|| elf::embedded(executable)).flatten();
-    let all = separate.into_iter().chain([Rc::clone(bytes)]).chain(embedded);
-    all.map(|bytes| Names::new(bytes, Which::All)).chain([Names::new(Rc::clone(bytes), Which::Dynamic)]).collect()
 }
 
 fn frame(symbol: &str, location: Option<&Location<'_>>, inlined: bool) -> Frame {

@@ -10,9 +10,10 @@ use addr2line::{Context, LookupContinuation as _, LookupResult, SplitDwarfLoad};
 use self_cell::self_cell;
 use typed_arena::Arena;
 
-use super::elf::{self, Bytes, Contents, Elf, ElfError, MOST_DECOMPRESSED_BYTES};
+use super::elf::{self, Contents, Elf, ElfError, MOST_DECOMPRESSED_BYTES};
 use super::{Ask, Frame, frame};
 use crate::debug_files::DebugFile;
+use crate::kernel::FileBytes;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
@@ -30,17 +31,17 @@ pub(super) enum DwarfError {
 /// The bytes that DWARF is read from.
 pub(super) struct Files {
     /// The file with `.debug_info`.
-    pub(super) debug: Rc<Bytes>,
+    pub(super) debug: Rc<FileBytes>,
     /// What `.gnu_debugaltlink` there names.
-    pub(super) supplement: Option<Rc<Bytes>>,
+    pub(super) supplement: Option<Rc<FileBytes>>,
     /// The `.dwp` of the executable.
-    pub(super) package: Option<Rc<Bytes>>,
+    pub(super) package: Option<Rc<FileBytes>>,
 }
 
 /// All that is borrowed by what was parsed.
 struct Loaded {
     files: Files,
-    split: Arena<Rc<Bytes>>,
+    split: Arena<Rc<FileBytes>>,
     decompressed: Arena<Vec<u8>>,
     /// Bytes that may still be decompressed.
     room: Cell<usize>,
@@ -92,7 +93,7 @@ impl Loaded {
         Ok(Parsed { context, package })
     }
 
-    fn package<'a>(&'a self, package: &'a Bytes) -> Result<gimli::DwarfPackage<Slice<'a>>, DwarfError> {
+    fn package<'a>(&'a self, package: &'a FileBytes) -> Result<gimli::DwarfPackage<Slice<'a>>, DwarfError> {
         let file = elf::parse(package)?;
         // All sections, for its index tells which part of each belongs to a unit.
         gimli::DwarfPackage::load(|id| self.any_section(&file, id.dwo_name()), Slice::new(&[], LittleEndian))
@@ -157,13 +158,13 @@ impl Loaded {
             let dwarf = self.split_dwarf(self.split.alloc(Rc::clone(file)), load).ok()??;
             Some(dwarf)
         });
-        found.map(|(dwarf, _path)| Arc::new(dwarf))
+        found.map(|found| Arc::new(found.is))
     }
 
     /// The DWARF of a `.dwo` file, if it is the wanted one.
     fn split_dwarf<'a>(
         &'a self,
-        file: &'a Bytes,
+        file: &'a FileBytes,
         load: &SplitDwarfLoad<Slice<'a>>,
     ) -> Result<Option<gimli::Dwarf<Slice<'a>>>, DwarfError> {
         let file = elf::parse(file)?;

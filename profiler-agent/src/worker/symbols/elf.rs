@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::io::Read;
-use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
@@ -47,28 +46,8 @@ pub(super) enum ElfError {
 }
 
 /// The bytes of a whole file.
-pub(super) enum Bytes {
-    /// A file's own.
-    Mapped(FileBytes),
-    /// Those of a file inside a file, decompressed.
-    Owned(Vec<u8>),
-}
-
-impl Bytes {
-    pub(super) fn map(file: &impl AsFd) -> Result<Rc<Self>, ElfError> {
-        Ok(Rc::new(Self::Mapped(FileBytes::map(file)?)))
-    }
-}
-
-impl Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(bytes) => bytes,
-            Self::Owned(bytes) => bytes,
-        }
-    }
+pub(super) fn map(file: &impl AsFd) -> Result<Rc<FileBytes>, ElfError> {
+    Ok(Rc::new(FileBytes::map(file)?))
 }
 
 /// The headers of the file.
@@ -122,13 +101,11 @@ pub(super) fn contents<'a>(elf: &Elf<'a>, name: &str, room: &Cell<usize>) -> Res
     }
 }
 
-/// The ELF file inside `.gnu_debugdata`: its symbol table has the functions that `.dynsym` lacks
-/// ("MiniDebugInfo" in the manual of GDB).
-pub(super) fn embedded(elf: &Elf<'_>) -> Option<Rc<Bytes>> {
+/// The ELF file inside `.gnu_debugdata`.
+pub(super) fn embedded(elf: &Elf<'_>) -> Option<Vec<u8>> {
     let compressed = elf.section_by_name(".gnu_debugdata")?.data().ok()?;
     let xz = lzma_rust2::XzReader::new_mem_limit(compressed, false, MOST_XZ_KIB);
-    let bytes = read_at_most(xz, MOST_EMBEDDED_BYTES, Vec::new()).ok()?;
-    Some(Rc::new(Bytes::Owned(bytes)))
+    read_at_most(xz, MOST_EMBEDDED_BYTES, Vec::new()).ok()
 }
 
 /// What a decoder gives, up to so many bytes: the rest is left out.
