@@ -161,3 +161,12 @@ pub fn output(command: &mut Command) -> String {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
+
+/// CPU time in user mode and in kernel mode, in ticks of 10 ms.
+#[must_use]
+pub fn cpu_ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // proc_pid_stat(5): the fields after the name are numbered from 3; utime is 14, stime 15.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ');
+    fields.skip(14 - 3).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}

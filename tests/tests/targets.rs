@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
-use spanflame_tests::system::{Program, children, descendant, maps, name, output, wait_for};
+use spanflame_tests::system::{Program, children, cpu_ticks, descendant, maps, name, output, wait_for};
 use spanflame_tests::{ANY, LIBC, Lab, Profile, from_main, lab};
 
 const LEAST: f64 = 0.995;
@@ -190,14 +190,6 @@ fn lost_records_of_mappings() {
     let after = from_main(&["call", "plugin_entry", "plugin_middle", "plugin_leaf"]);
     profile.check_chains("host", &[&before, &after], LEAST);
     assert!(profile.share("host", &[&after]).part() > 0.6, "{:?}", profile.share("host", &[&after]));
-}
-
-/// CPU time in user mode and in kernel mode, in ticks of 10 ms.
-fn cpu_ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // proc_pid_stat(5): the fields after the name are numbered from 3; utime is 14, stime 15.
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ');
-    fields.skip(14 - 3).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// Fifty programs, each a file of its own: nothing fills up.

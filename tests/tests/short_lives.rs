@@ -1,0 +1,88 @@
+//! Processes that live for some milliseconds, hundreds of them a second on CPUs that are busy: their stacks
+//! are whole, and none is that of the program that was there before.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use rustix::process::Signal;
+use spanflame_tests::system::{cpu_ticks, descendant, wait_for};
+use spanflame_tests::{Lab, Profile, Share, from_main, lab};
+
+/// Samples a second: a life of 10 ms has some.
+const OPTIONS: [&str; 2] = ["-F", "999"];
+
+/// Four loops of lives: a program, and one that becomes it in the same process, each for 10 ms of CPU time.
+/// Beside them two programs that would take both CPUs for themselves.
+fn lives(lab: &Lab, rounds: u32) -> String {
+    let [brief, other, busy] = ["brief", "become", "chain12"].map(|name| lab.workload(name));
+    let [brief, other, busy] = [&brief, &other, &busy].map(|path| path.display());
+    format!(
+        "for loop in 1 2 3 4; do \
+         (for life in $(seq {rounds}); do {brief} 10; {other} 10 {brief} 10; done) & \
+         loops=\"$loops $!\"; done; \
+         {busy} 60000 & first=$!; {busy} 60000 & second=$!; \
+         wait $loops; kill $first $second"
+    )
+}
+
+/// What the two programs do when they are at work.
+const WORK: [(&str, [&str; 3]); 2] =
+    [("brief", ["outer", "inner", "leaf"]), ("become", ["first_outer", "first_middle", "first_leaf"])];
+
+/// The samples of a process and those of them that are complete. Those in its leaf have its chain, if they
+/// are complete, and none is in functions of the other program.
+fn check_own_stacks(profile: &Profile, process: &str) -> Share {
+    let mut share = Share { right: 0, all: 0 };
+    for stack in profile.of(process) {
+        for (program, functions) in WORK {
+            if program == process {
+                let whole = stack.incomplete.is_none() && stack.holds(functions[2]);
+                assert!(!whole || stack.is(&from_main(&functions)), "{process}: {stack:?}");
+            } else {
+                assert!(
+                    !functions.iter().any(|name| stack.holds(name)),
+                    "{process} has stacks of {program}: {stack:?}"
+                );
+            }
+        }
+        share.all += stack.samples;
+        share.right += if stack.incomplete.is_none() { stack.samples } else { 0 };
+    }
+    println!("{process}: {share:?} are complete, {:.2}%", 100.0 * share.part());
+    assert!(share.all >= 200, "{process}: {share:?}");
+    share
+}
+
+#[test]
+fn hundreds_a_second_on_busy_cpus() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &lives(&lab, 60)]).profile();
+    for (process, _functions) in WORK {
+        let share = check_own_stacks(&profile, process);
+        assert!(share.part() >= 0.95, "{process}: {share:?} {:?}", profile.quality);
+    }
+}
+
+/// The profiler stands still until records of such lives are lost. What lived and ended meanwhile can't be
+/// known any more: its stacks are cut, but never wrong, and every sample is counted.
+#[test]
+fn records_of_short_lives_are_lost() {
+    let Some(lab) = lab() else { return };
+    let [storm, plugin] = ["storm", "libplugin.so"].map(|name| lab.workload(name));
+    let script = format!("{} 6000 {} & {}", storm.display(), plugin.display(), lives(&lab, 60));
+    let running = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]);
+    running.wait_until_sampling();
+    wait_for("the storm", || descendant(running.pid(), "storm").is_some());
+    let storm = descendant(running.pid(), "storm").unwrap();
+    running.signal(Signal::STOP);
+    let before = cpu_ticks(storm);
+    wait_for("enough records", || cpu_ticks(storm) > before + 100);
+    running.signal(Signal::CONT);
+    let profile = running.profile();
+    println!("{:?}", profile.quality);
+    assert!(profile.figure("sideband_lost") > 0, "{:?}", profile.quality);
+    for (process, _functions) in WORK {
+        check_own_stacks(&profile, process);
+    }
+}
