@@ -18,8 +18,10 @@ fn main() -> io::Result<()> {
     // FNV-1a, 64 bits (RFC 9923).
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for file in files {
-        for byte in std::fs::read(file)? {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let content = std::fs::read(&file)?;
+        let length = content.len().to_le_bytes();
+        for byte in file.as_os_str().as_encoded_bytes().iter().chain(&length).chain(&content) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
     println!("cargo:rustc-env=ROW_BUILDER={hash}");
@@ -31,7 +33,7 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
         for entry in path.read_dir()? {
             collect(&entry?.path(), files)?;
         }
-    } else if path.exists() {
+    } else {
         files.push(path.to_owned());
     }
     Ok(())

@@ -34,8 +34,11 @@ mod table;
 mod tiles;
 mod x86_64;
 
-/// A number, in decimal, that stands for the sources that rows are made by: rows of another one may differ.
-pub const ROW_BUILDER: &str = env!("ROW_BUILDER");
+/// A number that stands for the sources that rows are made by: rows of another one may differ.
+pub const ROW_BUILDER: u64 = match u64::from_str_radix(env!("ROW_BUILDER"), 10) {
+    Ok(number) => number,
+    Err(_) => panic!("the build script writes a number"),
+};
 
 pub use describe::{Coverage, sections};
 pub use elf::{MAX_SEGMENTS, Sections};

@@ -26,21 +26,17 @@ pub(super) struct Kept {
     pub(super) source: TableSource,
 }
 
-fn builder() -> [u8; 8] {
-    ROW_BUILDER.parse::<u64>().unwrap_or_default().to_le_bytes()
-}
-
 /// The start of an entry and what follows it.
 pub(super) fn encode(table: &UnwindTable, source: &TableSource) -> (Vec<u8>, Vec<u8>) {
     let rest = encode_answer(table, Some(source));
-    let start = [MAGIC.as_slice(), &builder(), &crc32fast::hash(&rest).to_le_bytes()].concat();
+    let start = [MAGIC.as_slice(), &ROW_BUILDER.to_le_bytes(), &crc32fast::hash(&rest).to_le_bytes()].concat();
     (start, rest)
 }
 
 /// The entry that these bytes are.
 pub(super) fn decode(bytes: &[u8]) -> Result<Kept, Unusable> {
     let (start, rest) = bytes.split_first_chunk::<START_BYTES>().ok_or(Unusable::Damaged)?;
-    if start[..16] != [MAGIC, builder()].concat() {
+    if start[..16] != [MAGIC, ROW_BUILDER.to_le_bytes()].concat() {
         return Err(if start.starts_with(b"SFROWS") { Unusable::OtherBuilder } else { Unusable::Damaged });
     }
     if start[16..] != crc32fast::hash(rest).to_le_bytes() {

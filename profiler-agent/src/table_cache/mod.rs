@@ -3,7 +3,8 @@
 //! A file is found by its build id and size, but a build id is what its maker says, and one file must not
 //! bring wrong rows to another. So an entry also has what the worker read of the file to make the table
 //! (places and SHA-256), and is used only for a file that has the same bytes there: from these the worker
-//! would make the same rows. Device, inode and times would not do: a container's file system tells what it
+//! would make the same rows. (Not so a worker that a file has taken over: it could have such rows kept for
+//! another file that is the same where it says that it read.) Device, inode and times would not do: a container's file system tells what it
 //! likes, and after a restart of the container they are others. The rows are checked as a worker's answer is.
 
 mod entry;
@@ -66,8 +67,11 @@ impl TableCache {
 
     /// Keeps a table if it is worth it. What can't be written is built again the next time.
     pub(crate) fn keep(&mut self, file: &OwnedFd, table: &UnwindTable, source: &TableSource) {
-        let name = size_of(file).filter(|_| table.row_count() >= LEAST_ROWS).and_then(|size| name_of(file, size));
-        let Some(name) = name else { return };
+        let worth_it = table.row_count() >= LEAST_ROWS && table.problems.sections_unusable == 0;
+        if !worth_it || !explains(source, table) || !matches(file, source) {
+            return;
+        }
+        let Some(name) = size_of(file).and_then(|size| name_of(file, size)) else { return };
         let (start, rows) = entry::encode(table, source);
         if self.folder.write(&name, &[&start, &rows]).is_ok() {
             self.shrink();
@@ -87,6 +91,17 @@ impl TableCache {
             bytes -= entry.size_bytes;
         }
     }
+}
+
+/// Whether a table can be made from what the worker says that it read: the ELF header is in it, and no row
+/// comes from nothing.
+fn explains(source: &TableSource, table: &UnwindTable) -> bool {
+    const ELF_HEADER_BYTES: u64 = 64;
+    let lengths = source.pieces.iter().map(|piece| piece.length);
+    let header = source.pieces.iter().any(|piece| piece.offset == 0 && piece.length >= ELF_HEADER_BYTES);
+    header
+        && lengths.clone().all(|length| length > 0)
+        && lengths.fold(0, u64::saturating_add) >= table.row_count() as u64
 }
 
 fn size_of(file: &OwnedFd) -> Option<u64> {

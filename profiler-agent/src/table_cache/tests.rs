@@ -24,7 +24,7 @@ fn scratch() -> Option<TempDir> {
 fn program(folder: &TempDir, contents: &[u8]) -> OwnedFd {
     let path = folder.path().join("program");
     let note = [&[4, 0, 0, 0, 8, 0, 0, 0, 3, 0, 0, 0][..], b"GNU\0", b"buildid1"].concat();
-    fs::write(&path, [&[0; 100], note.as_slice(), contents].concat()).unwrap();
+    fs::write(&path, [&[0; 100], note.as_slice(), contents, &[0; 64 << 10]].concat()).unwrap();
     File::open(path).unwrap().into()
 }
 
@@ -38,13 +38,21 @@ fn table() -> UnwindTable {
     UnwindTable { arch: Arch::X86_64, build_id: None, segments: vec![], parts, problems: Problems::default() }
 }
 
-/// What a worker would have read of a file: its end.
+/// What a worker would have read of a file: its header and its end.
 fn source(file: &OwnedFd) -> TableSource {
     let size_bytes = size_of(file).unwrap();
-    let pieces = vec![Piece { offset: 124, length: size_bytes - 124 }];
-    let mut bytes = vec![0; usize::try_from(size_bytes - 124).unwrap()];
-    rustix::io::pread(file, &mut bytes, 124).unwrap();
-    TableSource { size_bytes, pieces, digest: Sha256::digest(&bytes).into() }
+    let pieces = vec![Piece { offset: 0, length: 64 }, Piece { offset: 124, length: size_bytes - 124 }];
+    source_of(file, pieces)
+}
+
+fn source_of(file: &OwnedFd, pieces: Vec<Piece>) -> TableSource {
+    let mut hash = Sha256::new();
+    for piece in &pieces {
+        let mut bytes = vec![0; usize::try_from(piece.length).unwrap()];
+        rustix::io::pread(file, &mut bytes, piece.offset).unwrap();
+        hash.update(&bytes);
+    }
+    TableSource { size_bytes: size_of(file).unwrap(), pieces, digest: hash.finalize().into() }
 }
 
 /// The one file of the cache.
@@ -67,6 +75,27 @@ fn a_table_is_found_again_and_only_for_the_same_bytes() {
     assert_eq!(size_of(&forged), size_of(&file));
     assert_eq!(cache.find(&forged, &mut counts), None, "the same build id and size");
     assert_eq!(counts.get(Counter::TableCacheDamaged), 0);
+}
+
+/// Such sources would fit any file.
+#[test]
+fn what_a_worker_can_not_have_read_is_not_kept() {
+    let Some(folder) = scratch() else { return };
+    let mut cache = TableCache::open(&folder.path().join("cache")).unwrap();
+    let file = program(&folder, b"frames of one");
+    let (header, rest) = (Piece { offset: 0, length: 64 }, Piece { offset: 64, length: 60 << 10 });
+    let empty = Piece { offset: 0, length: 0 };
+    let lies = [vec![], vec![empty], vec![header], vec![rest], vec![header, rest, empty]];
+    let mut sources: Vec<_> = lies.into_iter().map(|pieces| source_of(&file, pieces)).collect();
+    sources.push(TableSource { digest: [7; 32], ..source(&file) });
+    for source in sources {
+        cache.keep(&file, &table(), &source);
+        assert_eq!(fs::read_dir(folder.path().join("cache")).unwrap().count(), 0, "{source:?}");
+    }
+    let mut lacking = table();
+    lacking.problems.sections_unusable = 1;
+    cache.keep(&file, &lacking, &source(&file));
+    assert_eq!(fs::read_dir(folder.path().join("cache")).unwrap().count(), 0, "a section could not be read");
 }
 
 #[test]

@@ -46,15 +46,16 @@ struct Noted {
 struct Seen {
     pieces: Vec<Piece>,
     hash: Sha256,
-    too_many: bool,
+    /// Pieces were too many, or one could not be read: the same bytes need not give the same rows.
+    untold: bool,
 }
 
 impl Noted {
-    /// What was read; `None` when that was in too many pieces.
+    /// What was read; `None` when that was in too many pieces, or could not be read.
     fn source(self) -> Option<TableSource> {
-        let Seen { pieces, hash, too_many } = self.seen.into_inner();
+        let Seen { pieces, hash, untold } = self.seen.into_inner();
         let digest = hash.finalize().into();
-        (!too_many).then_some(TableSource { size_bytes: self.file.size_bytes, pieces, digest })
+        (!untold).then_some(TableSource { size_bytes: self.file.size_bytes, pieces, digest })
     }
 }
 
@@ -64,13 +65,13 @@ impl ReadAt for Noted {
     }
 
     fn read_at(&self, offset: FileOffset, buffer: &mut [u8]) -> Result<(), ReadError> {
-        self.file.read_at(offset, buffer)?;
         let seen = &mut *self.seen.borrow_mut();
+        self.file.read_at(offset, buffer).inspect_err(|_error| seen.untold = true)?;
         let (length, count) = (buffer.len() as u64, seen.pieces.len());
         match seen.pieces.last_mut() {
             Some(last) if last.offset.saturating_add(last.length) == offset.0 => last.length += length,
             _ if count < TableSource::MAX_PIECES => seen.pieces.push(Piece { offset: offset.0, length }),
-            _ => seen.too_many = true,
+            _ => seen.untold = true,
         }
         seen.hash.update(buffer);
         Ok(())
