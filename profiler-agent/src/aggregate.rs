@@ -1,6 +1,6 @@
 //! From located samples to the profile. Every location is interned once; its symbols come later.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -240,6 +240,38 @@ impl Aggregator {
     pub(crate) fn unanswered_locations(&self) -> u64 {
         let all = self.locations.values().flatten();
         all.filter(|location| self.profile.lines(**location).is_none()).count() as u64
+    }
+
+    /// In how many samples each file has a frame.
+    pub(crate) fn samples_by_file(&self) -> HashMap<FileKey, u64> {
+        let files = self.locations.iter().flat_map(|((file, _address), all)| all.iter().map(|id| (*id, *file)));
+        let files: HashMap<LocationId, FileKey> = files.collect();
+        let (mut samples, mut hit) = (HashMap::new(), HashSet::new());
+        for sample in self.profile.samples() {
+            hit.clear();
+            hit.extend(sample.stack.iter().filter_map(|location| files.get(location).copied()));
+            for file in &hit {
+                *samples.entry(*file).or_default() += sample.count;
+            }
+        }
+        samples
+    }
+
+    /// The addresses of each of these files that stacks have.
+    pub(crate) fn addresses_of(&self, files: &[FileKey]) -> BTreeMap<FileKey, Vec<Svma>> {
+        let mut addresses: BTreeMap<FileKey, Vec<Svma>> = BTreeMap::new();
+        for (file, address) in self.locations.keys().filter(|(file, _address)| files.contains(file)) {
+            addresses.entry(*file).or_default().push(*address);
+        }
+        addresses
+    }
+
+    /// Whether the source of any code of a file is known.
+    pub(crate) fn has_source(&self, file: FileKey) -> bool {
+        let of_file = self.locations.iter().filter(|((of, _address), _all)| *of == file);
+        let lines = of_file.filter_map(|(_key, all)| self.profile.lines(*all.first()?)).flatten();
+        let sources = lines.map(|line| &self.profile[self.profile[line.function].file]);
+        sources.into_iter().any(|source| !source.is_empty())
     }
 
     /// The kernel addresses to symbolize since this was last asked.

@@ -150,6 +150,11 @@ pub struct Record {
     /// no other user may write there or above (default: /var/cache/spanflame for root, otherwise none)
     #[arg(long, value_name = "DIR|none")]
     pub table_cache: Option<PathBuf>,
+    /// Ask the servers in DEBUGINFOD_URLS for debug information that is not here, when sampling is over: they are
+    /// told the build ids of programs and libraries in the profile. What they send is kept in
+    /// DEBUGINFOD_CACHE_PATH (default: /var/cache/spanflame/debuginfod for root, otherwise in ~/.cache)
+    #[arg(long)]
+    pub debuginfod: bool,
     /// Write the profile to this file: .svg, .folded or .pb.gz. Repeatable
     #[arg(short, long, value_name = "FILE")]
     pub output: Vec<PathBuf>,

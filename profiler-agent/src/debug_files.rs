@@ -12,7 +12,8 @@
 //! | `.dwp` | beside the executable, or in its folder in `/usr/lib/debug` |
 //! | `.dwo` | where the compiler wrote it, or beside the executable |
 //!
-//! All in the root directory of the process that runs it, and `/usr/lib/debug` also in ours.
+//! All in the root directory of the process that runs it, and `/usr/lib/debug` also in ours. What has a build
+//! id may also be among the files that servers sent.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
@@ -20,6 +21,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use crate::debuginfod::DebugCache;
 use crate::tracker::open_in;
 
 /// Files that may be looked at for one that is wanted.
@@ -30,7 +32,7 @@ pub(crate) const MOST_CANDIDATES: usize = 8;
 const DEBUG_FOLDER: &str = "usr/lib/debug";
 
 /// Bytes of a build id: SHA-1's are 20, linkers let people choose others.
-const BUILD_ID_BYTES: std::ops::RangeInclusive<usize> = 2..=64;
+pub(crate) const BUILD_ID_BYTES: std::ops::RangeInclusive<usize> = 2..=64;
 
 /// Where an executable is.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +68,17 @@ pub enum DebugFile {
     },
 }
 
+impl DebugFile {
+    /// The build id that it must have, if it is known by that.
+    #[must_use]
+    pub fn build_id(&self) -> Option<&[u8]> {
+        match self {
+            Self::BuildId(id) | Self::Supplement { build_id: id, .. } => Some(id),
+            Self::Link(_) | Self::Package | Self::SplitUnit { .. } => None,
+        }
+    }
+}
+
 /// A place to look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Candidate {
@@ -77,9 +90,14 @@ struct Candidate {
 }
 
 /// Opens the file number `candidate` of those that are there and may be what is wanted. With it comes its path,
-/// in our root directory or in that of the process.
+/// in our root directory or in that of the process. Files in `downloaded` come last.
 #[must_use]
-pub fn open(place: &Place, wanted: &DebugFile, candidate: usize) -> Option<(PathBuf, OwnedFd)> {
+pub fn open(
+    place: &Place,
+    downloaded: Option<&DebugCache>,
+    wanted: &DebugFile,
+    candidate: usize,
+) -> Option<(PathBuf, OwnedFd)> {
     let mut candidates = candidates(place, wanted);
     if place.root.is_none() {
         candidates.dedup_by(|second, first| second.path == first.path);
@@ -89,7 +107,9 @@ pub fn open(place: &Place, wanted: &DebugFile, candidate: usize) -> Option<(Path
         let file = open_in(root.map(AsRef::as_ref), &candidate.path, candidate.ours)?;
         Some((Path::new("/").join(&candidate.path), file))
     });
-    opened.take(MOST_CANDIDATES).nth(candidate)
+    let id = wanted.build_id().filter(|id| BUILD_ID_BYTES.contains(&id.len()));
+    let downloaded = || downloaded?.find(id?);
+    opened.chain(std::iter::once_with(downloaded).flatten()).take(MOST_CANDIDATES).nth(candidate)
 }
 
 fn candidates(place: &Place, wanted: &DebugFile) -> Vec<Candidate> {
@@ -140,8 +160,12 @@ fn in_both(path: PathBuf) -> [Candidate; 2] {
 /// Where the debug information with this build id is: a name made of nothing but its digits.
 fn debug_path(build_id: &[u8]) -> Option<PathBuf> {
     let (first, rest) = build_id.split_first().filter(|_| BUILD_ID_BYTES.contains(&build_id.len()))?;
-    let digits: String = rest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(Path::new(DEBUG_FOLDER).join(".build-id").join(format!("{first:02x}")).join(digits + ".debug"))
+    Some(Path::new(DEBUG_FOLDER).join(".build-id").join(hex(&[*first])).join(hex(rest) + ".debug"))
+}
+
+/// Bytes as digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The name of a file, if it leads to no other folder.

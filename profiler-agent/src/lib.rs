@@ -2,10 +2,12 @@
 
 mod aggregate;
 mod bpf_code;
+pub mod cache_folder;
 pub mod cli;
 mod clock;
 mod counts;
 pub mod debug_files;
+pub mod debuginfod;
 pub mod doctor;
 pub mod dump;
 mod ending;

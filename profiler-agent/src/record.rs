@@ -14,7 +14,9 @@ use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::cache_folder::FolderError;
 use crate::cli::{self, Record};
+use crate::debuginfod::{Debuginfod, DebuginfodError};
 use crate::ending::{Stopped, end_command};
 use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, online_cpus, terminal};
 use crate::launch::{self, LaunchError, Launched};
@@ -79,6 +81,9 @@ pub enum RecordError {
     /// The folder for tables can't be used.
     #[error(transparent)]
     TableCache(#[from] TableCacheError),
+    /// Servers can't be asked for debug information.
+    #[error(transparent)]
+    Debuginfod(#[from] DebuginfodError),
     /// Signals can't be waited for.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -184,6 +189,9 @@ pub(crate) async fn start(options: &Record, launched: Option<&Launched>) -> Resu
     if let Some(cache) = table_cache(options)? {
         session.cache_tables(cache);
     }
+    if options.debuginfod {
+        session.use_debuginfod(Debuginfod::from_environment()?);
+    }
     if let Some(path) = &options.raw {
         session.keep_raw(std::fs::File::create(path).map_err(RecordError::Raw)?);
     }
@@ -196,12 +204,25 @@ pub(crate) async fn start(options: &Record, launched: Option<&Launched>) -> Resu
 }
 
 /// The profile, unless somebody does not want to wait for it.
-pub(crate) async fn finish(session: Session, started_ns: u64, signals: &mut Signals) -> Result<Profile, RecordError> {
-    tokio::select! {
+pub(crate) async fn finish(
+    mut session: Session,
+    started_ns: u64,
+    signals: &mut Signals,
+) -> Result<Profile, RecordError> {
+    let sampled = tokio::select! {
         biased;
-        profile = session.finish(started_ns) => Ok(profile?),
-        () = signals.interrupted_again() => Err(RecordError::Interrupted),
+        sampled = session.end(started_ns) => sampled?,
+        () = signals.interrupted_again() => return Err(RecordError::Interrupted),
+    };
+    let waited = tokio::select! {
+        biased;
+        () = session.fetch_debug_files() => true,
+        () = signals.interrupted_anew() => false,
+    };
+    if !waited {
+        session.note("interrupted: debug information of servers that was not there yet is left out".to_owned());
     }
+    Ok(session.close(sampled)?)
 }
 
 /// Writes and prints the profile, each output as far as it goes: a full disk costs one file.
@@ -309,7 +330,7 @@ fn table_cache(options: &Record) -> Result<Option<TableCache>, TableCacheError> 
         None => match TableCache::open(Path::new(USUAL)) {
             Ok(cache) => Ok(Some(cache)),
             // A read-only system has none, and can do without.
-            Err(TableCacheError::Open { .. }) => Ok(None),
+            Err(TableCacheError(FolderError::Open { .. })) => Ok(None),
             Err(unsafe_folder) => {
                 cli::complain(&format!("tables are not cached: {unsafe_folder}"));
                 Ok(None)

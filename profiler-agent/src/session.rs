@@ -24,6 +24,7 @@ use self::threads::Picked;
 use crate::aggregate::Aggregator;
 use crate::bpf_code::BpfCode;
 use crate::counts::Counts;
+use crate::debuginfod::Debuginfod;
 use crate::generated::Generated;
 use crate::kernel::counters::Counters;
 use crate::kernel::sideband::{Sideband, SidebandEvent};
@@ -102,6 +103,14 @@ pub(crate) struct Session {
     picked: Option<Picked>,
     /// Why threads can't be read while they run on.
     without_threads: Option<KernelError>,
+    /// The servers to ask for debug information.
+    debuginfod: Option<Debuginfod>,
+}
+
+/// What is known when sampling is over.
+pub(crate) struct Sampled {
+    duration_ns: u64,
+    missed: profiler_model::Missed,
 }
 
 impl Session {
@@ -144,6 +153,7 @@ impl Session {
             raw: None,
             picked: None,
             without_threads,
+            debuginfod: None,
         })
     }
 
@@ -171,6 +181,17 @@ impl Session {
     /// Keeps tables that take long to build there.
     pub(crate) fn cache_tables(&mut self, cache: TableCache) {
         self.tracker.cache = Some(cache);
+    }
+
+    /// Asks servers for debug information at the end.
+    pub(crate) fn use_debuginfod(&mut self, debuginfod: Debuginfod) {
+        self.symbols_worker.use_downloaded(debuginfod.cache());
+        self.debuginfod = Some(debuginfod);
+    }
+
+    /// Adds a sentence for the user.
+    pub(crate) fn note(&mut self, sentence: String) {
+        self.counts.note(sentence);
     }
 
     /// Writes every record to `file` as well: the number of its words, then the words.
@@ -301,8 +322,19 @@ impl Session {
                 self.request_tables();
                 self.settle();
             }
-            Reply::Symbols { key, result } => {
-                let path = self.tracker.executable(key).map_or("", |executable| executable.path.as_str());
+            Reply::Symbols { key, result, lacking } => {
+                let executable = self.tracker.executable(key);
+                if let Some(debuginfod) = &mut self.debuginfod {
+                    match &result {
+                        Ok(_) => debuginfod.lacks(key, executable, lacking),
+                        // What was known before stays.
+                        Err(why) if debuginfod.is_second(key) => {
+                            return debuginfod.failed(key, &why.to_string(), &mut self.counts);
+                        }
+                        Err(_) => {}
+                    }
+                }
+                let path = executable.map_or("", |executable| executable.path.as_str());
                 symbols::answered(&mut self.aggregator, &mut self.counts, (key, path), result);
                 symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker);
             }
@@ -316,6 +348,13 @@ impl Session {
 
     /// Stops sampling, waits for tables and symbols, and closes the profile.
     pub(crate) async fn finish(mut self, started_ns: u64) -> Result<Profile, SessionError> {
+        let sampled = self.end(started_ns).await?;
+        self.fetch_debug_files().await;
+        self.close(sampled)
+    }
+
+    /// Stops sampling, and waits for tables and symbols.
+    pub(crate) async fn end(&mut self, started_ns: u64) -> Result<Sampled, SessionError> {
         self.sampling.stop()?;
         let duration_ns = clock::monotonic().0.saturating_sub(started_ns);
         let taken_per_cpu = self.counters.per_cpu(Counter::SamplesTaken)?;
@@ -331,14 +370,47 @@ impl Session {
         while self.waiting.needs_tables() && Instant::now() < deadline {
             self.run_until(tokio::time::sleep(TICK)).await;
         }
-        let Self { waiting, tracker, generated, aggregator, counts, .. } = &mut self;
+        let Self { waiting, tracker, generated, aggregator, counts, .. } = self;
         waiting.give_up(tracker, counts, |sample| generated.add(sample, aggregator, tracker));
         self.finish_generated(deadline).await;
         symbols::request(&mut self.aggregator, &self.tracker, &mut self.symbols_worker);
+        self.wait_for_symbols().await;
+        Ok(Sampled { duration_ns, missed })
+    }
+
+    async fn wait_for_symbols(&mut self) {
         let deadline = Instant::now() + FINISH;
         while self.symbols_worker.pending() > 0 && Instant::now() < deadline {
             let Ok(reply) = timeout_at(deadline, self.symbols_worker.next_reply()).await else { break };
             self.answered(reply);
+        }
+    }
+
+    /// Asks servers for debug information, if it is to: first of executables, then what dwz moved out of that.
+    /// Dropping the future gives up what is not there yet.
+    pub(crate) async fn fetch_debug_files(&mut self) {
+        const ROUNDS: usize = 2;
+        for _ in 0..ROUNDS {
+            let Some(debuginfod) = self.debuginfod.as_mut().filter(|_| self.symbols_worker.pending() == 0) else {
+                return;
+            };
+            let files = debuginfod.fetch(&self.aggregator, &mut self.counts).await;
+            if files.is_empty() {
+                return;
+            }
+            self.symbols_worker.forget();
+            debuginfod.request(&files, &self.aggregator, &mut self.symbols_worker);
+            self.wait_for_symbols().await;
+            if let Some(debuginfod) = &mut self.debuginfod {
+                debuginfod.check(&files, &mut self.counts);
+            }
+        }
+    }
+
+    /// The profile of what was sampled.
+    pub(crate) fn close(mut self, Sampled { duration_ns, missed }: Sampled) -> Result<Profile, SessionError> {
+        if let Some(debuginfod) = &self.debuginfod {
+            debuginfod.conclude(&mut self.counts);
         }
         symbols::count_failed(&self.aggregator, &mut self.counts);
         if let Some(why) = symbols::name_kernel(&mut self.aggregator, &self.bpf_code) {

@@ -64,6 +64,18 @@ impl Signals {
             self.next().await;
         }
     }
+
+    /// Waits for an interrupt that is not the one which ended the recording: what goes on is to be given up. From
+    /// then on it counts as the first one.
+    pub(crate) async fn interrupted_anew(&mut self) {
+        loop {
+            let was_none = self.interrupts.first.is_none();
+            if self.next().await == Signal::INT && (was_none || self.interrupts.is_another) {
+                self.interrupts = Interrupts { first: Some(terminal::latest()), is_another: false };
+                return;
+            }
+        }
+    }
 }
 
 /// The interrupts so far.

@@ -45,7 +45,7 @@ async fn symbols(worker: &mut Worker, path: &Path, addresses: &[Svma]) -> Result
 
 async fn symbols_reply(worker: &mut Worker, expected: FileKey) -> Result<Vec<(Svma, Vec<Frame>)>, FileError> {
     match worker.next_reply().await {
-        Reply::Symbols { key, result } if key == expected => result,
+        Reply::Symbols { key, result, .. } if key == expected => result,
         other => panic!("{other:?}"),
     }
 }

@@ -99,6 +99,8 @@ counters! {
     WorkerRestarts Event "worker_restarts";
     /// Locations whose symbols could not be looked up.
     SymbolizeFailed Event "symbolize_failed";
+    /// Debug files that no debuginfod server sent whole and in time, and that not all of them lack.
+    DebuginfodFailed Event "debuginfod_failed";
 }
 
 /// The number of counters.

@@ -46,6 +46,13 @@ impl Record {
         self
     }
 
+    /// Sets a variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
     /// Attaches to a process.
     #[must_use]
     pub fn pid(self, pid: u32) -> Self {

@@ -83,6 +83,7 @@ fn recording(options: &Doctor) -> Record {
         frequency: options.frequency,
         memory: MEMORY_BYTES,
         table_cache: None,
+        debuginfod: false,
         output: Vec::new(),
         source_map: Vec::new(),
         json: options.json,

@@ -8,7 +8,6 @@
 //! likes, and after a restart of the container they are others. The rows are checked as a worker's answer is.
 
 mod entry;
-mod folder;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -17,11 +16,9 @@ use profiler_common::counter::Counter;
 use profiler_unwind::UnwindTable;
 use sha2::{Digest as _, Sha256};
 
-use self::folder::Folder;
+use crate::cache_folder::{Folder, FolderError};
 use crate::counts::Counts;
 use crate::worker::{MAX_REPLY_BYTES, TableSource};
-
-pub use self::folder::TableCacheError;
 
 /// Rows from which on a table is kept: building them takes 10 ms or more.
 const LEAST_ROWS: usize = 50_000;
@@ -34,6 +31,11 @@ const START_BYTES: usize = 4096;
 
 /// Bytes of an entry, at most.
 const MOST_ENTRY_BYTES: u64 = MAX_REPLY_BYTES as u64 + (1 << 20);
+
+/// Why tables can't be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}. Name another folder for tables with --table-cache, or none")]
+pub struct TableCacheError(#[from] pub FolderError);
 
 /// A folder with tables.
 pub(crate) struct TableCache {
@@ -74,21 +76,7 @@ impl TableCache {
         let Some(name) = size_of(file).and_then(|size| name_of(file, size)) else { return };
         let (start, rows) = entry::encode(table, source);
         if self.folder.write(&name, &[&start, &rows]).is_ok() {
-            self.shrink();
-        }
-    }
-
-    /// Removes the entries that were not used for the longest time, down to the bound.
-    fn shrink(&self) {
-        let mut entries = self.folder.entries();
-        let mut bytes: u64 = entries.iter().map(|entry| entry.size_bytes).sum();
-        entries.sort_unstable_by_key(|entry| entry.used);
-        for entry in entries {
-            if bytes <= MOST_BYTES {
-                return;
-            }
-            self.folder.remove(&entry.name);
-            bytes -= entry.size_bytes;
+            self.folder.shrink_to(MOST_BYTES);
         }
     }
 }

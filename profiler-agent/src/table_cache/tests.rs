@@ -158,12 +158,12 @@ fn unsafe_folders_are_refused() {
     fs::create_dir(&open_to_all).unwrap();
     fs::set_permissions(&open_to_all, Permissions::from_mode(0o777)).unwrap();
     for path in [&link, &link.join("below"), &open_to_all, &open_to_all.join("below"), Path::new("/tmp/cache")] {
-        assert!(matches!(open(path), Err(TableCacheError::Unsafe { .. })), "{}", path.display());
+        assert!(matches!(open(path), Err(TableCacheError(FolderError::Unsafe { .. }))), "{}", path.display());
     }
     std::os::unix::fs::chown(&mine, Some(12345), None).unwrap();
-    assert!(matches!(open(&mine), Err(TableCacheError::Unsafe { .. })), "another user's");
-    assert!(matches!(open(&folder.path().join("no/where")), Err(TableCacheError::Open { .. })));
-    assert!(matches!(open(&mine.join("../other")), Err(TableCacheError::Unsafe { .. })));
+    assert!(matches!(open(&mine), Err(TableCacheError(FolderError::Unsafe { .. }))), "another user's");
+    assert!(matches!(open(&folder.path().join("no/where")), Err(TableCacheError(FolderError::Open { .. }))));
+    assert!(matches!(open(&mine.join("../other")), Err(TableCacheError(FolderError::Unsafe { .. }))));
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn the_least_recently_used_go() {
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(day * 86400);
         file.set_modified(time).unwrap();
     }
-    cache.shrink();
+    cache.folder.shrink_to(MOST_BYTES);
     let mut left: Vec<String> = cache.folder.entries().into_iter().map(|entry| entry.name).collect();
     left.sort_unstable();
     assert_eq!(left, ["middle", "new"]);

@@ -33,6 +33,8 @@ use std::time::Duration;
 use profiler_common::address::{MonotonicNs, Svma, VirtualAddress};
 use profiler_unwind::{Coverage, Sections, UnwindTable};
 
+use crate::debug_files::DebugFile;
+
 pub use child::run;
 pub use message::{MAX_ADDRESSES, MAX_FRAMES_PER_ADDRESS, MAX_REPLY_BYTES, MAX_STRING_BYTES};
 pub use name_message::MAX_QUESTIONS;
@@ -199,6 +201,8 @@ pub enum Reply {
         /// For each address asked for, in that order, its functions, innermost first: one without a
         /// name when the file names none but has one there; none when it has none.
         result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,
+        /// Files known by build id that were looked for to answer this, and not found.
+        lacking: Vec<DebugFile>,
     },
     /// To [`Worker::request_generated`].
     Generated {

@@ -27,7 +27,8 @@ use super::{
     Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, TableSource, WorkerFailure,
     debug_message, description_message, name_message, table_message,
 };
-use crate::debug_files::{self, Place};
+use crate::debug_files::{self, DebugFile, Place};
+use crate::debuginfod::DebugCache;
 
 /// Requests that may wait: each holds a file descriptor open. More are refused, for the caller to
 /// count.
@@ -35,6 +36,9 @@ pub const QUEUE_REQUESTS: usize = 1024;
 
 /// Bytes that one read from the socket may bring: its default buffer is a little smaller.
 const READ_BYTES: usize = 256 << 10;
+
+/// Files known by build id that are noted in a request, at most: an executable has one, and that one more.
+const MOST_NOTED: usize = 8;
 
 /// How long a worker whose socket is closed may take to be gone. Beyond it how it ended stays
 /// unknown.
@@ -67,6 +71,8 @@ pub struct Worker {
     queue: VecDeque<Request>,
     flight: Flight,
     restarts: u64,
+    /// Debug files that servers sent.
+    downloaded: Option<Arc<DebugCache>>,
 }
 
 impl Worker {
@@ -84,7 +90,21 @@ impl Worker {
     #[must_use]
     pub fn later(role: Role, program: &Path) -> Self {
         let program = program.to_owned();
-        Self { role, program, link: None, queue: VecDeque::new(), flight: Flight::default(), restarts: 0 }
+        let (queue, flight) = (VecDeque::new(), Flight::default());
+        Self { role, program, link: None, queue, flight, restarts: 0, downloaded: None }
+    }
+
+    /// Has these files used as well, where debug information is looked for by build id.
+    pub fn use_downloaded(&mut self, cache: Arc<DebugCache>) {
+        self.downloaded = Some(cache);
+    }
+
+    /// Has the next request answered by a child that knows nothing of those before. Nothing happens while there
+    /// are requests.
+    pub fn forget(&mut self) {
+        if self.queue.is_empty() {
+            self.link = None;
+        }
     }
 
     /// Queues the request for a file's unwind table. False: the queue is full, nothing was queued.
@@ -154,7 +174,9 @@ impl Worker {
                 if header.more {
                     self.flight.take_parts(header).map_err(WorkerFailure::Nonsense)?;
                 } else {
-                    self.flight.look_for_wanted(request).map_err(WorkerFailure::Nonsense)?;
+                    self.flight
+                        .look_for_wanted(request, self.downloaded.as_deref())
+                        .map_err(WorkerFailure::Nonsense)?;
                     link.hand_over(&mut self.flight).await?;
                 }
                 header = link.receive(&mut self.flight).await?;
@@ -167,14 +189,17 @@ impl Worker {
             Ok((last, answer)) => (last, answer),
             Err(failure) => {
                 self.restarts += 1;
+                if let Some(cache) = &self.downloaded {
+                    self.flight.found.iter().for_each(|build_id| cache.set_absent(build_id));
+                }
                 (true, Answer::Failed(failure.into()))
             }
         };
         if last {
             self.link = None;
         }
-        let reply = answer.into_reply(self.role, request.key);
-        self.flight = Flight::default();
+        let flight = std::mem::take(&mut self.flight);
+        let reply = answer.into_reply(self.role, request.key, flight.lacking);
         self.queue.pop_front();
         reply
     }
@@ -223,6 +248,9 @@ struct Flight {
     questions: u32,
     /// The answer to the question in `received`, until it is sent.
     answer: Option<Option<(String, OwnedFd)>>,
+    /// Files known by build id that the child asked for in vain, and the build ids of others.
+    lacking: Vec<DebugFile>,
+    found: Vec<Vec<u8>>,
     /// What came before of a table that comes in pieces, and in how many bytes.
     parts: Vec<Part>,
     parts_bytes: usize,
@@ -230,7 +258,7 @@ struct Flight {
 
 impl Flight {
     /// Looks for the file that the child asks for, unless that was done before the future was dropped.
-    fn look_for_wanted(&mut self, request: &Request) -> Result<(), &'static str> {
+    fn look_for_wanted(&mut self, request: &Request, downloaded: Option<&DebugCache>) -> Result<(), &'static str> {
         if self.answer.is_some() {
             return Ok(());
         }
@@ -241,7 +269,12 @@ impl Flight {
         if self.questions > debug_message::MAX_QUESTIONS {
             return Err("questions without end");
         }
-        let found = debug_files::open(place, &wanted, candidate);
+        let found = debug_files::open(place, downloaded, &wanted, candidate);
+        match (&found, wanted.build_id()) {
+            (None, Some(_)) if self.lacking.len() < MOST_NOTED => self.lacking.push(wanted),
+            (Some(_), Some(id)) if self.found.len() < MOST_NOTED => self.found.push(id.to_vec()),
+            _ => {}
+        }
         self.answer = Some(found.map(|(path, file)| (path.to_string_lossy().into_owned(), file)));
         Ok(())
     }
@@ -283,14 +316,14 @@ impl Answer {
         })
     }
 
-    fn into_reply(self, role: Role, key: u32) -> Reply {
+    fn into_reply(self, role: Role, key: u32, lacking: Vec<DebugFile>) -> Reply {
         match (self, role) {
             (Self::Table(table, source), _) => Reply::Table { key: FileKey(key), result: Ok(table), source },
-            (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), result: Ok(symbols) },
+            (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), result: Ok(symbols), lacking },
             (Self::Generated(names), _) => Reply::Generated { key: MapKey(key), result: Ok(names) },
             (Self::Description(description), _) => Reply::Description { key: FileKey(key), result: Ok(description) },
             (Self::Failed(error), Role::Tables) => Reply::Table { key: FileKey(key), result: Err(error), source: None },
-            (Self::Failed(error), Role::Symbols) => Reply::Symbols { key: FileKey(key), result: Err(error) },
+            (Self::Failed(error), Role::Symbols) => Reply::Symbols { key: FileKey(key), result: Err(error), lacking },
             (Self::Failed(error), Role::Generated) => Reply::Generated { key: MapKey(key), result: Err(error) },
             (Self::Failed(error), Role::Describe) => Reply::Description { key: FileKey(key), result: Err(error) },
         }
