@@ -253,6 +253,19 @@ fn processes_of_all_kinds() {
     wait_for("the program to start", || inner().is_some_and(|pid| state_of_threads(pid, 'S') == 7));
     check_waiting(&dump(inner().unwrap()), "S");
 
+    // One whose first thread has ended, and the other stands.
+    let program = Program::start(&lab.workload("leaderless"), &["100000"]);
+    wait_for("the first thread to end", || state_of_threads(program.pid(), 'Z') == 1);
+    kill_process(Pid::from_raw(program.pid() as i32).unwrap(), Signal::STOP).unwrap();
+    wait_for("the other to stop", || state_of_threads(program.pid(), 'T') == 1);
+    for options in [["--json"].as_slice(), &["--json", "--ptrace"]] {
+        let threads = lab.dump(&[program.pid()], options).threads();
+        let [first, heir] = &threads[..] else { panic!("{threads:?}") };
+        assert_eq!((heir.state(), heir.lacks()), ("T", None), "{heir:?}");
+        assert!(heir.user().windows(2).any(|frames| frames == ["heir", "outer"]), "{heir:?}");
+        assert_eq!(first.state(), "Z");
+    }
+
     // One that has ended.
     let program = Program::start(Path::new("/bin/true"), &[] as &[&str]);
     let pid = program.pid();

@@ -136,7 +136,7 @@ fn read(
         }
         let mut other = [0; OTHER_REGISTER_WORDS];
         other.copy_from_slice(record.other_registers);
-        let mut memory = ThreadMemory::new(record.pid, other);
+        let mut memory = ThreadMemory::new(record.tid, other);
         let located = session.locate(header(record), record.kernel_frames, &mut memory, give_up);
         let status = Status::of(*tid, record.flags & FLAG_32_BIT != 0);
         if let (Some(sample), Some(status)) = (located, status) {
@@ -216,7 +216,7 @@ fn stop_and_read(session: &mut Session, tid: Tid, seen: &Seen, give_up: bool) ->
         let (pid, comm, registers) = (seen.pid, seen.comm, stopped.registers);
         let other_registers = stopped.other.as_slice();
         let record = Record { pid, tid, comm, switches: 0, flags, registers, other_registers, kernel_frames: &[] };
-        let mut memory = ThreadMemory::new(pid, stopped.other);
+        let mut memory = ThreadMemory::new(tid, stopped.other);
         session.locate(header(&record), &[], &mut memory, give_up).map(|sample| (sample, stopped.is_32_bit))
     });
     match read {

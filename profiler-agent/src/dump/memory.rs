@@ -1,6 +1,6 @@
 //! The stack of a thread that stands, read where it is and as far as it is needed.
 
-use profiler_common::address::{Pid, VirtualAddress};
+use profiler_common::address::{Tid, VirtualAddress};
 use profiler_common::record::OTHER_REGISTER_WORDS;
 use profiler_common::step::{Machine, NoBarrier};
 
@@ -15,9 +15,9 @@ const PAGE_BYTES: u64 = 4096;
 /// Windows that are read of one stack, at most. 992 frames of 64 KiB each need as many.
 const MOST_WINDOWS: u32 = 2000;
 
-/// The memory of a process, as [`Machine`] wants it.
+/// The memory of a thread, as [`Machine`] wants it.
 pub(super) struct ThreadMemory {
-    pid: Pid,
+    tid: Tid,
     other: [u64; OTHER_REGISTER_WORDS],
     window: Vec<u8>,
     window_start: u64,
@@ -26,8 +26,8 @@ pub(super) struct ThreadMemory {
 }
 
 impl ThreadMemory {
-    pub(super) fn new(pid: Pid, other: [u64; OTHER_REGISTER_WORDS]) -> Self {
-        Self { pid, other, window: Vec::new(), window_start: 0, windows: 0, read: [0; 64] }
+    pub(super) fn new(tid: Tid, other: [u64; OTHER_REGISTER_WORDS]) -> Self {
+        Self { tid, other, window: Vec::new(), window_start: 0, windows: 0, read: [0; 64] }
     }
 
     /// The bytes at `address`, if they can be read.
@@ -44,7 +44,7 @@ impl ThreadMemory {
             self.windows += 1;
             self.window_start = address & !(PAGE_BYTES - 1);
             self.window.resize(WINDOW_BYTES, 0);
-            let read = read_memory(self.pid, VirtualAddress(self.window_start), &mut self.window);
+            let read = read_memory(self.tid, VirtualAddress(self.window_start), &mut self.window);
             self.window.truncate(read.unwrap_or(0));
         }
         self.window.get(within(self)?)
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn words_are_read_where_they_are() {
         let known: Vec<u64> = (0..10_000).collect();
-        let mut memory = ThreadMemory::new(Pid(std::process::id()), [7; OTHER_REGISTER_WORDS]);
+        let mut memory = ThreadMemory::new(Tid(std::process::id()), [7; OTHER_REGISTER_WORDS]);
         for first in [0, 9_990, 2_040, 511, 5_000] {
             assert_eq!(memory.read(known[first..].as_ptr() as u64, 10), 0);
             let read: Vec<u64> = (0..10).map(|index| memory.word(index)).collect();
