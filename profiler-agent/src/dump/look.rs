@@ -45,6 +45,13 @@ pub(super) enum Sight {
     Nothing(Status, String),
 }
 
+impl Sight {
+    /// Of a thread that has ended, and is still listed.
+    fn zombie(status: Status) -> Self {
+        Self::Nothing(status, "it has ended, and nobody has waited for it".to_owned())
+    }
+}
+
 /// All threads of the first look, by number.
 pub(super) type Threads = std::collections::BTreeMap<Tid, Seen>;
 
@@ -134,12 +141,16 @@ fn read(
         if record.flags & FLAG_ON_CPU != 0 {
             continue;
         }
+        let Some(status) = Status::of(*tid, record.flags & FLAG_32_BIT != 0) else { continue };
+        if status.is_over() {
+            seen.sight = Sight::zombie(status);
+            continue;
+        }
         let mut other = [0; OTHER_REGISTER_WORDS];
         other.copy_from_slice(record.other_registers);
         let mut memory = ThreadMemory::new(record.tid, other);
         let located = session.locate(header(record), record.kernel_frames, &mut memory, give_up);
-        let status = Status::of(*tid, record.flags & FLAG_32_BIT != 0);
-        if let (Some(sample), Some(status)) = (located, status) {
+        if let Some(sample) = located {
             candidates.push(Candidate { switches: record.switches, status, sample });
         }
     }
@@ -208,8 +219,8 @@ pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Thr
 /// `None` when it has to wait for a table.
 fn stop_and_read(session: &mut Session, tid: Tid, seen: &Seen, give_up: bool) -> Option<Sight> {
     let Some(status) = Status::of(tid, false) else { return Some(Sight::Ended) };
-    if matches!(status.state, 'Z' | 'X') {
-        return Some(Sight::Nothing(status, "it has ended, and nobody has waited for it".to_owned()));
+    if status.is_over() {
+        return Some(Sight::zombie(status));
     }
     let read = while_stopped(tid, |stopped| {
         let flags = FLAG_USER | if stopped.is_32_bit { FLAG_32_BIT } else { 0 };

@@ -26,6 +26,11 @@ impl Status {
         let text = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
         Some(Self { state, system_call: system_call(&text, is_32_bit) })
     }
+
+    /// Whether the thread has ended; it is listed until it is waited for, the first one until all others end.
+    pub(super) const fn is_over(&self) -> bool {
+        matches!(self.state, 'Z' | 'X')
+    }
 }
 
 /// `NUMBER arguments...`, `-1 sp pc` outside of system calls, or `running` (proc_pid_syscall(5)).
