@@ -14,7 +14,7 @@ use crate::kernel::sideband::{FileId, Mapping};
 /// 65,530 by default, 1,048,576 on some distributions).
 const MOST_MAPS_BYTES: u64 = 64 << 20;
 
-/// The executable mappings of a process.
+/// The executable mappings of a process, with the paths that they have for it.
 ///
 /// # Errors
 /// When the process is gone or may not be looked at.
@@ -24,7 +24,18 @@ pub(crate) fn executable_mappings(pid: Pid) -> io::Result<Vec<Mapping>> {
     // A first thread that has ended shows no mappings; any other thread does.
     let thread = living_thread(pid).unwrap_or(pid);
     fs::File::open(format!("/proc/{thread}/maps"))?.take(MOST_MAPS_BYTES).read_to_end(&mut text)?;
-    Ok(text.split(|byte| *byte == b'\n').filter_map(mapping).collect())
+    let mut mappings: Vec<Mapping> = text.split(|byte| *byte == b'\n').filter_map(mapping).collect();
+    // Paths there are told from the reader's root directory, as this link is.
+    if let Ok(root) = fs::read_link(format!("/proc/{thread}/root")) {
+        mappings.iter_mut().for_each(|mapping| mapping.path = below(root.as_os_str(), &mapping.path));
+    }
+    Ok(mappings)
+}
+
+/// A path as it is seen from a root directory; what is not below it stays as it is.
+fn below(root: &OsStr, path: &OsStr) -> OsString {
+    let rest = path.as_bytes().strip_prefix(root.as_bytes()).filter(|rest| rest.starts_with(b"/"));
+    rest.map_or_else(|| path.to_owned(), |rest| OsStr::from_bytes(rest).to_owned())
 }
 
 /// A thread of the process that has not ended: the first one, if it is one. `None` when nothing of
@@ -250,6 +261,19 @@ mod tests {
         assert_eq!(anonymous.path, "");
         for bad in ["", "x", "1000 r-xp", "1000-2000 r-xp 0 0 0"] {
             assert_eq!(mapping(bad.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn paths_below_a_root() {
+        for (root, path, expected) in [
+            ("/srv/jail", "/srv/jail/bin/a (deleted)", "/bin/a (deleted)"),
+            ("/srv/jail", "/srv/jail2/a", "/srv/jail2/a"),
+            ("/srv/jail", "/srv/jail", "/srv/jail"),
+            ("/srv/jail", "[vdso]", "[vdso]"),
+            ("/", "/bin/a", "/bin/a"),
+        ] {
+            assert_eq!(below(root.as_ref(), path.as_ref()), expected, "{path}");
         }
     }
 
