@@ -142,7 +142,8 @@ fn candidates(place: &Place, wanted: &DebugFile) -> Vec<Candidate> {
             let Some(name) = path.file_name().filter(|_| path.extension() == Some(OsStr::new("dwo"))) else {
                 return Vec::new();
             };
-            let written = path.strip_prefix("/").ok().map(|path| theirs(path.to_owned()));
+            // Whose path it is is known with the place of the executable.
+            let written = executable.and_then(|_known| path.strip_prefix("/").ok()).map(|path| theirs(path.to_owned()));
             written.into_iter().chain(beside(name)).collect()
         }
     }
@@ -222,6 +223,7 @@ mod tests {
         assert_eq!(paths("/opt/a", &split("", "c.dwo")), ["opt/c.dwo"]);
         assert_eq!(paths("/opt/a", &split("/etc", "shadow")), Vec::<String>::new());
         assert_eq!(paths("[vdso]", &DebugFile::Package), Vec::<String>::new());
+        assert_eq!(paths("", &split("/src", "b/c.dwo")), Vec::<String>::new());
     }
 
     #[test]

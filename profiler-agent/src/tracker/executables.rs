@@ -11,7 +11,7 @@ use profiler_common::search::{Extent, last_at_most};
 use profiler_common::step::NoBarrier;
 use profiler_unwind::{Segment, bias_of_mapping};
 
-use super::open::{Opened, copy_of_vdso, foreign_root, open};
+use super::open::{Opened, Root, copy_of_vdso, leads_to, open, root_seen_by};
 use super::process::JitDump;
 use super::trampoline;
 use crate::debug_files::Place;
@@ -65,8 +65,9 @@ pub(crate) struct Executable {
     pub(crate) build_id: String,
     /// Kept open while it is mapped and a little longer.
     pub(crate) file: Option<Arc<OwnedFd>>,
-    /// The root directory of the process that it was first seen in, where it is not ours; as long as `file`.
-    pub(crate) root: Option<Arc<OwnedFd>>,
+    /// Where it is for a process that has it mapped; `None` where no such process could be asked in time. A
+    /// root directory that is not ours is kept as long as `file`.
+    place: Option<Place>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) unwinding: Unwinding,
     /// Made at run time: memory without a file, or of a file that is no program.
@@ -95,9 +96,9 @@ impl Identity {
 }
 
 impl Executable {
-    /// Where it is, and what belongs to it.
+    /// Where it is, to look for what belongs to it; nowhere when that is not known.
     pub(crate) fn place(&self) -> Place {
-        Place { path: self.path.clone(), root: self.root.clone() }
+        self.place.clone().unwrap_or_default()
     }
 
     /// Whether the open file is still what it was when its table was built.
@@ -211,7 +212,7 @@ impl Executables {
             path,
             build_id: String::new(),
             file,
-            root: None,
+            place: None,
             segments: Vec::new(),
             unwinding: Unwinding::Unasked,
             generated: false,
@@ -239,7 +240,7 @@ impl Executables {
             _ => {}
         }
         if let Some(&key) = self.by_id.get(&mapping.file)
-            && self.get(key).is_some_and(Executable::is_unchanged)
+            && self.get(key).is_some_and(|known| known.place.is_some() && known.is_unchanged())
         {
             return Found::Known(key);
         }
@@ -250,24 +251,28 @@ impl Executables {
         };
         let Some(identity) = Identity::of(&file) else { return self.unreadable(mapping) };
         let file = Arc::new(file);
+        let place = self.place_of(pid, mapping, &file);
         let found = match self.by_identity.get(&identity).copied() {
             Some(key) => {
                 if let Some(known) = self.get_mut(key)
                     && known.file.is_none()
                 {
-                    known.file = Some(file);
+                    (known.file, known.place) = (Some(file), place);
                     let never_read = known.segments.is_empty() || known.row_count > 0;
                     if matches!(known.unwinding, Unwinding::Missing) && never_read {
                         known.unwinding = Unwinding::Unasked;
                     }
+                } else if let Some(known) = self.get_mut(key)
+                    && known.place.is_none()
+                {
+                    known.place = place;
                 }
                 Found::Known(key)
             }
             None => {
                 let key = self.add(shown_path(mapping), Some(file), Some(identity));
-                let root = foreign_root(pid).map(|root| self.shared_root(root));
                 if let Some(executable) = self.get_mut(key) {
-                    executable.root = root;
+                    executable.place = place;
                 }
                 Found::New(key)
             }
@@ -276,6 +281,18 @@ impl Executables {
             self.by_id.insert(mapping.file, *key);
         }
         found
+    }
+
+    /// Where a process has its file. When it is gone, only our own root directory can be looked at: what is
+    /// the same file there was perhaps run from elsewhere, but what lies beside it is ours.
+    fn place_of(&mut self, pid: Pid, mapping: &Mapping, file: &OwnedFd) -> Option<Place> {
+        let path = shown_path(mapping);
+        let root = match root_seen_by(pid) {
+            Root::Ours => None,
+            Root::Theirs(root) => Some(self.shared_root(root)),
+            Root::Unknown => leads_to(&path, file).then_some(None)?,
+        };
+        Some(Place { path, root })
     }
 
     /// One descriptor for all executables below a root directory.
@@ -327,7 +344,8 @@ impl Executables {
         if let Some(executable) = self.get_mut(key)
             && executable.identity.is_some()
         {
-            (executable.file, executable.root) = (None, None);
+            executable.file = None;
+            executable.place.take_if(|place| place.root.is_some());
         }
     }
 }
@@ -354,4 +372,84 @@ pub(super) fn tells_of_jitdump(mapping: &Mapping) -> bool {
 fn shown_path(mapping: &Mapping) -> String {
     let path = mapping.path.to_string_lossy();
     path.strip_suffix(" (deleted)").unwrap_or(&path).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::{Child, Command};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::proc_fs;
+
+    struct Running(Child);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ended = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+
+    /// `sleep` with `root` as its root directory, in which the system's folders are mounted for it alone.
+    fn sleeping_below(root: &str) -> (Running, Pid) {
+        let folders = ["usr", "bin", "lib", "lib64"].map(|name| format!("/{name}"));
+        let folders = folders.into_iter().filter(|folder| fs::exists(folder).unwrap()).collect::<Vec<_>>().join(" ");
+        let script = format!(
+            "for folder in {folders}; do mkdir {root}$folder && mount --rbind $folder {root}$folder || exit 1; done
+             exec chroot {root} sleep 600"
+        );
+        let child = Command::new("unshare").args(["-m", "sh", "-c", &script]).spawn().unwrap();
+        let pid = Pid(child.id());
+        let running = Running(child);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while proc_fs::name(pid).as_deref() != Some("sleep") {
+            assert!(Instant::now() < deadline, "sleep did not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        (running, pid)
+    }
+
+    #[test]
+    fn what_runs_below_another_root_stays_there() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: mounts need root");
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(scratch.path()).unwrap();
+        let (_running, pid) = sleeping_below(root.to_str().unwrap());
+        let identity = Identity::of(&fs::File::open(&root).unwrap());
+        let mappings = proc_fs::executable_mappings(pid).unwrap();
+        let mapping = mappings.iter().find(|mapping| shown_path(mapping).ends_with("bin/sleep")).unwrap();
+        // As the process has it, whoever reads /proc.
+        assert!(shown_path(mapping).starts_with("/usr/bin/") || shown_path(mapping).starts_with("/bin/"));
+        let is_there =
+            |place: &Place| place.path == shown_path(mapping) && place.root.as_ref().and_then(Identity::of) == identity;
+        let mut executables = Executables::new();
+        let Found::New(key) = executables.find(pid, mapping) else { panic!("it is new") };
+        assert!(is_there(&executables.get(key).unwrap().place()));
+        executables.close(key);
+        let closed = executables.get(key).unwrap().place();
+        assert!(closed.path.is_empty() && closed.root.is_none(), "its path leads elsewhere here: {closed:?}");
+        assert!(matches!(executables.find(pid, mapping), Found::Known(known) if known == key));
+        assert!(is_there(&executables.get(key).unwrap().place()), "opened again");
+    }
+
+    #[test]
+    fn what_runs_below_our_root_has_a_place_whoever_runs_it() {
+        let us = Pid(std::process::id());
+        let mappings = proc_fs::executable_mappings(us).unwrap();
+        let mapping = mappings.iter().find(|mapping| mapping.file.inode != 0).unwrap();
+        let mut executables = Executables::new();
+        let Found::New(key) = executables.find(us, mapping) else { panic!("it is new") };
+        executables.close(key);
+        let place = executables.get(key).unwrap().place();
+        assert!(place.path == shown_path(mapping) && place.root.is_none(), "{place:?}");
+        let file = OwnedFd::from(fs::File::open(&place.path).unwrap());
+        let gone = Pid(u32::MAX);
+        assert!(executables.place_of(gone, mapping, &file).is_some_and(|place| place.root.is_none()));
+        let other = OwnedFd::from(fs::File::open("/proc/version").unwrap());
+        assert!(executables.place_of(gone, mapping, &other).is_none());
+    }
 }

@@ -122,11 +122,37 @@ pub(crate) fn open_in(root: Option<&OwnedFd>, path: &Path, follow: bool) -> Opti
     }
 }
 
-/// The root directory of a process, where it is another one than ours.
-pub(super) fn foreign_root(pid: Pid) -> Option<OwnedFd> {
-    let (root, theirs) = look_at(Ok(root_of(pid)?))?;
-    let ours = rustix::fs::stat("/").ok()?;
-    ((theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)).then_some(root)
+/// The root directory of a process.
+pub(super) enum Root {
+    /// The same as ours.
+    Ours,
+    /// Another one.
+    Theirs(OwnedFd),
+    /// The process is gone, or may not be looked at.
+    Unknown,
+}
+
+/// Which root directory a process has.
+pub(super) fn root_seen_by(pid: Pid) -> Root {
+    let theirs = root_of(pid).and_then(|root| look_at(Ok(root)));
+    match (theirs, rustix::fs::stat("/")) {
+        (Some((_root, theirs)), Ok(ours)) if is_one(&theirs, &ours) => Root::Ours,
+        (Some((root, _theirs)), Ok(_ours)) => Root::Theirs(root),
+        _ => Root::Unknown,
+    }
+}
+
+/// Whether the path leads to that file in our root directory, through no link.
+pub(super) fn leads_to(path: &str, file: &OwnedFd) -> bool {
+    let found = rustix::fs::openat2(rustix::fs::CWD, path, LOOK, Mode::empty(), ResolveFlags::NO_SYMLINKS);
+    match (look_at(found), rustix::fs::fstat(file)) {
+        (Some((_found, found)), Ok(file)) => path.starts_with('/') && is_one(&found, &file),
+        _ => false,
+    }
+}
+
+fn is_one(first: &Stat, second: &Stat) -> bool {
+    (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)
 }
 
 /// To look at an inode: nothing of what is behind it is opened.
