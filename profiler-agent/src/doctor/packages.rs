@@ -65,14 +65,15 @@ impl Packages {
     /// Those of a process's root directory.
     pub(super) fn of(pid: Pid) -> Self {
         let Some(root) = root_of(pid) else { return Self::default() };
-        let release =
-            open_in(Some(&root), Path::new("etc/os-release"), true).map(|file| text_of(file, MOST_RELEASE_BYTES));
         let identity = |root: &OwnedFd| rustix::fs::fstat(root).ok().map(|stat| (stat.st_dev, stat.st_ino));
         let ours = root_of(Pid(std::process::id()));
+        let elsewhere = ours.as_ref().and_then(identity) != identity(&root);
+        let theirs = Some(&root).filter(|_| elsewhere);
+        let release = open_in(theirs, Path::new("etc/os-release"), true).map(|file| text_of(file, MOST_RELEASE_BYTES));
         Self {
             distribution: distribution(&release.unwrap_or_default()),
-            elsewhere: ours.as_ref().and_then(identity) != identity(&root),
-            has_debug_archive: has_debug_archive(&root),
+            elsewhere,
+            has_debug_archive: has_debug_archive(theirs),
             root: Some(root),
         }
     }
@@ -81,10 +82,11 @@ impl Packages {
     pub(super) fn owners(&self, paths: &[&str]) -> HashMap<String, Owner> {
         let mut owners = HashMap::new();
         let Some(root) = &self.root else { return owners };
+        let theirs = Some(root).filter(|_| self.elsewhere);
         if !matches!(self.distribution, Distribution::Debian { .. } | Distribution::Ubuntu { .. }) || paths.is_empty() {
             return owners;
         }
-        let Some(folder) = folder_in(root, "var/lib/dpkg/info") else { return owners };
+        let Some(folder) = folder_in(theirs, "var/lib/dpkg/info") else { return owners };
         let wanted = spellings(paths);
         let mut left_bytes = MOST_BYTES;
         for list in names(&folder).filter(|name| name.ends_with(".list")).take(MOST_LISTS) {
@@ -98,7 +100,7 @@ impl Packages {
             }
         }
         let status =
-            open_in(Some(root), Path::new("var/lib/dpkg/status"), true).map(|file| text_of(file, MOST_STATUS_BYTES));
+            open_in(theirs, Path::new("var/lib/dpkg/status"), true).map(|file| text_of(file, MOST_STATUS_BYTES));
         let versions = versions(status.as_deref().unwrap_or_default());
         for owner in owners.values_mut() {
             versions.get(owner.package.as_str()).copied().unwrap_or_default().clone_into(&mut owner.version);
@@ -175,7 +177,7 @@ fn distribution(release: &str) -> Distribution {
     }
 }
 
-fn has_debug_archive(root: &OwnedFd) -> bool {
+fn has_debug_archive(root: Option<&OwnedFd>) -> bool {
     let lists = folder_in(root, "var/lib/apt/lists");
     lists.is_some_and(|folder| {
         // `HOST_debian-debug_dists_bookworm-debug_InRelease`, `ddebs.ubuntu.com_dists_noble_InRelease`.
@@ -265,7 +267,7 @@ mod tests {
         std::os::unix::fs::symlink("/var/lib/dpkg/info/pipe.list", scratch.path().join("var/lib/dpkg/status")).unwrap();
         let root = rustix::fs::open(scratch.path(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let distribution = Distribution::Debian { codename: String::new() };
-        let packages = Packages { root: Some(root), distribution, ..Packages::default() };
+        let packages = Packages { root: Some(root), distribution, elsewhere: true, ..Packages::default() };
         let owners = packages.owners(&["/usr/lib/good.so", "/usr/lib/noise.so", "/usr/lib/linked.so"]);
         let package = |path: &str| owners.get(path).map(|owner| owner.package.as_str());
         // Only root's lists count.

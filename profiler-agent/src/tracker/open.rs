@@ -67,11 +67,11 @@ pub(crate) fn root_of(pid: Pid) -> Option<OwnedFd> {
     rustix::fs::open(format!("/proc/{pid}/root"), LOOK | OFlags::DIRECTORY, Mode::empty()).ok()
 }
 
-/// Opens a folder below a root directory, to list it and to look from. Links are followed within the root.
-pub(crate) fn folder_in(root: &OwnedFd, path: &str) -> Option<OwnedFd> {
-    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+/// Opens a folder below a root directory, to list it; ours is meant without one. Links are followed as by
+/// [`open_in`].
+pub(crate) fn folder_in(root: Option<&OwnedFd>, path: &str) -> Option<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), inside).ok()
+    resolve_in(root, Path::new(path), flags, following(root)).ok()
 }
 
 /// The folder `/tmp` below a root directory.
@@ -107,18 +107,35 @@ pub(crate) fn open_owned(folder: &OwnedFd, name: &str, owners: &[u32]) -> Openin
 }
 
 /// Opens a regular file by a path below a root directory; ours is meant without one. With `follow` links
-/// lead on, but not out of the root; otherwise a path with a link leads nowhere.
+/// lead on, but not out of the root, and in others' roots not to what is mounted there: a container could
+/// have us read its procfs, with our rights. Otherwise a path with a link leads nowhere.
 pub(crate) fn open_in(root: Option<&OwnedFd>, path: &Path, follow: bool) -> Option<OwnedFd> {
-    let own = match root {
-        Some(_theirs) => None,
-        None => Some(rustix::fs::open("/", LOOK | OFlags::DIRECTORY, Mode::empty()).ok()?),
-    };
-    let links = if follow { ResolveFlags::empty() } else { ResolveFlags::NO_SYMLINKS };
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | links;
-    let (file, stat) = look_at(rustix::fs::openat2(root.or(own.as_ref())?, path, LOOK, Mode::empty(), resolve))?;
+    let links = if follow { following(root) } else { ResolveFlags::NO_SYMLINKS };
+    let (file, stat) = look_at(resolve_in(root, path, LOOK, links))?;
     match is_regular(&stat).then(|| reopen(&file))? {
         Opened::File(file) => Some(file),
         _ => None,
+    }
+}
+
+/// How links are followed below a root directory.
+fn following(root: Option<&OwnedFd>) -> ResolveFlags {
+    root.map_or(ResolveFlags::empty(), |_theirs| ResolveFlags::NO_XDEV)
+}
+
+fn resolve_in(
+    root: Option<&OwnedFd>,
+    path: &Path,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | resolve;
+    match root {
+        Some(theirs) => rustix::fs::openat2(theirs, path, flags, Mode::empty(), inside),
+        None => {
+            let ours = rustix::fs::open("/", LOOK | OFlags::DIRECTORY, Mode::empty())?;
+            rustix::fs::openat2(ours, path, flags, Mode::empty(), inside)
+        }
     }
 }
 
@@ -309,6 +326,25 @@ mod tests {
             assert!(find_in(root, &mapping(inside, &metadata)).is_none(), "{inside}");
         }
         assert!(find_in("/", &mapping(&path, &metadata)).is_some());
+    }
+
+    #[test]
+    fn no_link_in_a_container_leads_to_what_is_mounted_there() {
+        let scratch = tempfile::tempdir().unwrap();
+        let above = scratch.path().strip_prefix("/").unwrap();
+        std::fs::write(scratch.path().join("release"), "ID=debian").unwrap();
+        let link = |name: &str, target: &Path| symlink(target, scratch.path().join(name)).unwrap();
+        link("plain", &scratch.path().join("release"));
+        link("version", Path::new("/proc/version"));
+        link("folder", Path::new("/proc"));
+        let ours = root_of(Pid(std::process::id())).unwrap();
+        let opened = |root, name: &str| open_in(root, &above.join(name), true).is_some();
+        let listed = |root| folder_in(root, above.join("folder").to_str().unwrap()).is_some();
+        assert!(opened(None, "plain") && opened(None, "version") && listed(None), "ours");
+        assert!(!opened(Some(&ours), "version") && !listed(Some(&ours)), "theirs");
+        let of_folder = rustix::fs::open(scratch.path(), LOOK | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        symlink("/release", scratch.path().join("inside")).unwrap();
+        assert!(open_in(Some(&of_folder), Path::new("inside"), true).is_some());
     }
 
     #[test]
