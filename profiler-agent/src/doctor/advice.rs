@@ -125,11 +125,7 @@ impl Circumstances<'_> {
             StopReason::Process32Bit => Fix::Run64Bit,
             StopReason::StackCopyEnded => nothing(Why::FirstMoments),
             StopReason::MappingChanged => nothing(Why::Replaced),
-            StopReason::NoUnwindTable => match code.map(|code| &code.contents) {
-                Some(Contents::Unopened) => Fix::AllowReading { path: broken.file.clone() },
-                Some(Contents::Refused(FileError::Unsupported(_))) => Fix::Run64Bit,
-                _ => nothing(Why::TablesFull),
-            },
+            StopReason::NoUnwindTable => code.map_or_else(|| nothing(Why::InBetween), for_no_table),
             StopReason::NoTable | StopReason::NoRange | StopReason::ReturnAddressLost => nothing(Why::InBetween),
             // These are no broken stacks.
             StopReason::Complete | StopReason::NoUserStack => nothing(Why::InBetween),
@@ -159,6 +155,19 @@ impl Circumstances<'_> {
     }
 }
 
+/// A file that has no unwind table.
+fn for_no_table(code: &Code) -> Fix {
+    let why = match &code.contents {
+        Contents::Unopened => return Fix::AllowReading { path: code.path.clone() },
+        Contents::Refused(_) if code.is_32_bit() => return Fix::Run64Bit,
+        Contents::Refused(FileError::Unsupported(_)) => Why::OtherArchitecture,
+        Contents::Refused(_) => Why::Damaged,
+        Contents::Described(_) | Contents::Generated if code.lacked_room => Why::TablesFull,
+        Contents::Described(_) | Contents::Generated => Why::TableTooLate,
+    };
+    Fix::Nothing { why }
+}
+
 /// Whether a file is where packages put theirs.
 fn is_of_system(path: &str) -> bool {
     ["/usr/", "/lib", "/bin/", "/sbin/"].iter().any(|start| path.starts_with(start)) && !path.starts_with("/usr/local/")
@@ -167,10 +176,10 @@ fn is_of_system(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use profiler_model::Svma;
-    use profiler_unwind::{Coverage, Sections};
+    use profiler_unwind::{BuildError, Coverage, Sections};
 
     use super::*;
-    use crate::worker::Description;
+    use crate::worker::{Description, WorkerFailure};
 
     fn code(path: &str, by_table_bytes: u64, uncovered_bytes: u64) -> Code {
         let description = Description {
@@ -192,14 +201,24 @@ mod tests {
         let command: Vec<String> = command.iter().map(|word| (*word).to_owned()).collect();
         let mut jit = Code::new("[jit]", Contents::Generated);
         jit.samples = 1;
-        let old = FileError::Unsupported("a 32-bit ELF file".to_owned());
+        let refused = |path, error| Code::new(path, Contents::Refused(error));
+        let no_elf = |ident| FileError::Unsupported(BuildError::NotElf { ident }.to_string());
+        let arm = FileError::Unsupported(BuildError::Machine { machine: 40 }.to_string());
+        let mut large = code("/opt/large", 1000, 10);
+        large.lacked_room = true;
         let all = [
             code("/opt/bare.so", 10, 1000),
             code("/opt/covered.so", 1000, 10),
             code("/usr/lib/packaged.so", 1000, 10),
             jit,
             Code::new("/run/secret", Contents::Unopened),
-            Code::new("/opt/old", Contents::Refused(old)),
+            refused("/opt/old", no_elf(*b"\x7fELF\x01\x01\x01\0")),
+            refused("/opt/big-endian", no_elf(*b"\x7fELF\x02\x02\x01\0")),
+            refused("/opt/arm", arm),
+            refused("/opt/damaged", FileError::Corrupt("no".to_owned())),
+            refused("/opt/unreadable", FileError::Unreadable("EIO".to_owned())),
+            refused("/opt/deadly", FileError::Worker(WorkerFailure::Crashed("SIGBUS".to_owned()))),
+            large,
         ];
         let owner = Owner { package: "libpackaged1".to_owned(), version: "1-2".to_owned() };
         let owners = HashMap::from([("/usr/lib/packaged.so".to_owned(), owner)]);
@@ -244,7 +263,14 @@ mod tests {
             (MappingChanged, "f", "/opt/covered.so", nothing(Why::Replaced)),
             (NoUnwindTable, "f", "/run/secret", Fix::AllowReading { path: path("/run/secret") }),
             (NoUnwindTable, "f", "/opt/old", Fix::Run64Bit),
-            (NoUnwindTable, "f", "/opt/covered.so", nothing(Why::TablesFull)),
+            (NoUnwindTable, "f", "/opt/big-endian", nothing(Why::OtherArchitecture)),
+            (NoUnwindTable, "f", "/opt/arm", nothing(Why::OtherArchitecture)),
+            (NoUnwindTable, "f", "/opt/damaged", nothing(Why::Damaged)),
+            (NoUnwindTable, "f", "/opt/unreadable", nothing(Why::Damaged)),
+            (NoUnwindTable, "f", "/opt/deadly", nothing(Why::Damaged)),
+            (NoUnwindTable, "f", "/opt/large", nothing(Why::TablesFull)),
+            (NoUnwindTable, "f", "/opt/covered.so", nothing(Why::TableTooLate)),
+            (NoUnwindTable, "f", "/opt/closed", nothing(Why::InBetween)),
             (NoTable, "", "", nothing(Why::InBetween)),
         ];
         for (reason, function, file, expected) in cases {

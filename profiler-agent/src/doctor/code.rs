@@ -48,6 +48,8 @@ pub(super) struct Code {
     pub(super) contents: Contents,
     /// The file was removed or replaced since it was mapped.
     pub(super) deleted: bool,
+    /// The memory for tables had no room for its own.
+    pub(super) lacked_room: bool,
     /// Samples with a frame in it.
     pub(super) samples: u64,
     /// Those with a frame in it that has no name.
@@ -64,6 +66,7 @@ impl Code {
             places: Vec::new(),
             contents,
             deleted: false,
+            lacked_room: false,
             samples: 0,
             nameless_samples: 0,
             file: None,
@@ -72,6 +75,11 @@ impl Code {
 
     pub(super) fn is_generated(&self) -> bool {
         self.contents == Contents::Generated
+    }
+
+    /// Whether it is a 32-bit program or library: that much is in what the row builder says of it.
+    pub(super) fn is_32_bit(&self) -> bool {
+        matches!(&self.contents, Contents::Refused(FileError::Unsupported(why)) if why.starts_with("a 32-bit ELF file"))
     }
 
     pub(super) const fn description(&self) -> Option<&Description> {
@@ -98,6 +106,7 @@ pub(super) fn of_process(tracker: &Tracker, pid: Pid) -> Vec<Code> {
                 build_id: executable.build_id.clone(),
                 // The vDSO has a file of ours, without a name.
                 deleted: file.is_some_and(|file| is_deleted(file)) && executable.path.starts_with('/'),
+                lacked_room: executable.lacked_room,
                 file: file.map(|file| (mapping.file, Arc::clone(file), executable.place())),
                 ..Code::new(&executable.path, contents)
             });

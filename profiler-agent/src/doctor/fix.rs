@@ -158,6 +158,12 @@ pub(super) enum Why {
     PackagedAssembly,
     /// The memory for tables is used up.
     TablesFull,
+    /// Its table was not built before the samples had to be told.
+    TableTooLate,
+    /// It can't be read, or makes no sense, or a worker failed over it.
+    Damaged,
+    /// Code that this machine does not run by itself.
+    OtherArchitecture,
     /// The kernel's threads have no code of their own.
     KernelThread,
 }
@@ -280,6 +286,9 @@ impl fmt::Display for Why {
             Self::InBetween => "a thread began, ended or ran another program just then, or its stack is damaged",
             Self::PackagedAssembly => "assembly of that package without unwind information",
             Self::TablesFull => "the memory for unwind tables is used up",
+            Self::TableTooLate => "its unwind table was not there in time; a longer -d has relatively fewer",
+            Self::Damaged => "the file is damaged, or reading it failed",
+            Self::OtherArchitecture => "the file is of an architecture that is not unwound",
             Self::KernelThread => {
                 "threads of the kernel have no code of their own; their kernel stacks are always complete"
             }

@@ -277,7 +277,7 @@ fn advice(circumstances: &Circumstances<'_>, broken: &[BrokenEntry]) -> Vec<Advi
     for code in circumstances.code {
         match &code.contents {
             Contents::Unopened => add(Fix::AllowReading { path: code.path.clone() }, code.samples, &code.path),
-            Contents::Refused(FileError::Unsupported(_)) => add(Fix::Run64Bit, code.samples, ""),
+            Contents::Refused(_) if code.is_32_bit() => add(Fix::Run64Bit, code.samples, ""),
             Contents::Refused(_) | Contents::Described(_) | Contents::Generated => {}
         }
     }
