@@ -183,6 +183,16 @@ fn is_ours(stat: &Stat) -> bool {
         && !Mode::from_raw_mode(stat.st_mode).intersects(Mode::WGRP | Mode::WOTH)
 }
 
+/// A path with its links resolved, as far as it is there, for [`Folder::open`], which checks where they led.
+/// Only for paths that we chose, below folders of root: /var or /var/cache may be links.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    match (std::fs::canonicalize(path), path.parent(), path.file_name()) {
+        (Ok(found), ..) => found,
+        (Err(_absent), Some(parent), Some(name)) => resolved(parent).join(name),
+        (Err(_absent), ..) => path.to_owned(),
+    }
+}
+
 fn check(path: &Path, folder: &OwnedFd) -> Result<(), FolderError> {
     let stat =
         rustix::fs::fstat(folder).map_err(|error| FolderError::Open { path: path.to_owned(), source: error.into() })?;
@@ -194,4 +204,25 @@ fn check(path: &Path, folder: &OwnedFd) -> Result<(), FolderError> {
         return refused("others may write there");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_in_usual_paths_are_resolved() {
+        let scratch = tempfile::tempdir().unwrap();
+        let scratch = std::fs::canonicalize(scratch.path()).unwrap();
+        std::fs::create_dir(scratch.join("data")).unwrap();
+        std::os::unix::fs::symlink("data", scratch.join("cache")).unwrap();
+        assert_eq!(resolved(&scratch.join("cache/spanflame")), scratch.join("data/spanflame"), "not made yet");
+        assert_eq!(resolved(&scratch.join("cache/a/b")), scratch.join("data/a/b"));
+        assert_eq!(resolved(Path::new("/no/such/folder")), Path::new("/no/such/folder"));
+        std::fs::create_dir(scratch.join("data/spanflame")).unwrap();
+        assert_eq!(resolved(&scratch.join("cache/spanflame")), scratch.join("data/spanflame"));
+        // A link that leads nowhere is no folder, and stays one.
+        std::os::unix::fs::symlink("nowhere", scratch.join("dangling")).unwrap();
+        assert_eq!(resolved(&scratch.join("dangling")), scratch.join("dangling"));
+    }
 }

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::cache_folder::FolderError;
+use crate::cache_folder::{self, FolderError};
 use crate::cli::{self, Record};
 use crate::debuginfod::{Debuginfod, DebuginfodError};
 use crate::ending::{Stopped, end_command};
@@ -327,7 +327,7 @@ fn table_cache(options: &Record) -> Result<Option<TableCache>, TableCacheError> 
         Some(path) if path.as_os_str() == "none" => Ok(None),
         Some(path) => TableCache::open(path).map(Some),
         None if !rustix::process::geteuid().is_root() => Ok(None),
-        None => match TableCache::open(Path::new(USUAL)) {
+        None => match TableCache::open(&cache_folder::resolved(Path::new(USUAL))) {
             Ok(cache) => Ok(Some(cache)),
             // A read-only system has none, and can do without.
             Err(TableCacheError(FolderError::Open { .. })) => Ok(None),
