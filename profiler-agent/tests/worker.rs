@@ -295,14 +295,18 @@ async fn a_child_that_uses_too_much_cpu_time_costs_that_file() {
     assert!(table(&mut worker, open(libc_path())).await.is_ok());
 }
 
+/// The types of sections with symbols, `SHT_SYMTAB` and `SHT_DYNSYM`.
+const SYMTAB: u8 = 2;
+const DYNSYM: u8 = 11;
+
 /// Gives an ELF file a symbol table of `entries` empty entries, 24 bytes each, which take no disk
 /// space. To read them takes a while, and the symbolizer keeps 8 bytes for each.
-fn grow_symbol_table(path: &Path, entries: u64) {
+fn grow_symbol_table(path: &Path, kind: u8, entries: u64) {
     let mut bytes = fs::read(path).unwrap();
     let number = |bytes: &[u8], at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-    // e_shoff, e_shnum; sh_type 2 is SHT_SYMTAB, sh_offset and sh_size follow at 24.
+    // e_shoff, e_shnum; sh_type, sh_offset and sh_size are at 4, 24 and 32.
     let (headers, count) = (number(&bytes, 0x28) as usize, usize::from(bytes[0x3c]));
-    let header = (0..count).map(|index| headers + index * 64).find(|&header| bytes[header + 4] == 2).unwrap();
+    let header = (0..count).map(|index| headers + index * 64).find(|&header| bytes[header + 4] == kind).unwrap();
     let (offset, size) = (bytes.len().next_multiple_of(4096) as u64, entries * 24);
     bytes[header + 24..header + 32].copy_from_slice(&offset.to_le_bytes());
     bytes[header + 32..header + 40].copy_from_slice(&size.to_le_bytes());
@@ -317,7 +321,7 @@ async fn a_file_truncated_while_it_is_read_costs_that_file() {
     let scratch = Scratch::new("sigbus");
     let good = scratch.compile("good.c", PROGRAM, &["-O2", "-g"]);
     let victim = scratch.compile("victim.c", PROGRAM, &["-O2"]);
-    grow_symbol_table(&victim, 16 << 20);
+    grow_symbol_table(&victim, SYMTAB, 16 << 20);
     let mut worker = worker(Role::Symbols);
     symbols(&mut worker, &good, &[Svma(0x1000)]).await.unwrap();
 
@@ -350,7 +354,7 @@ async fn memory_is_bounded() {
     // 48 MiB in a few KiB.
     let names = scratch.0.join("names");
     fs::copy(&big, &names).unwrap();
-    grow_symbol_table(&names, 2 << 20);
+    grow_symbol_table(&names, SYMTAB, 2 << 20);
     run(Command::new("xz").arg("-0").arg(&names));
     run(Command::new("strip").arg(&big));
     let section = format!("--add-section=.gnu_debugdata={}.xz", names.display());
@@ -359,6 +363,11 @@ async fn memory_is_bounded() {
     // More than a child may keep: it answers, and exits.
     assert!(symbols(&mut worker, &big, &[Svma(0x1000)]).await.is_ok());
     assert_eq!((worker.child_id(), worker.restarts()), (None, 0));
+    // More than a file in memory may have: it goes without that table, and stays.
+    run(Command::new("objcopy").arg("--update-section=.gnu_debugdata=/etc/passwd").arg(&big));
+    grow_symbol_table(&big, DYNSYM, 1 << 26);
+    assert!(symbols(&mut worker, &big, &[Svma(0x1000)]).await.is_ok());
+    assert_eq!((worker.child_id().is_some(), worker.restarts()), (true, 0));
     // More than it may map.
     File::options().write(true).open(&big).unwrap().set_len(17 << 30).unwrap();
     let answer = symbols(&mut worker, &big, &[Svma(0x1000)]).await;
@@ -419,6 +428,7 @@ async fn a_child_is_restricted() {
         assert_eq!(field(pid, "limits", "Max core file size")[..2], ["0", "0"]);
         assert_ne!(field(pid, "limits", "Max address space")[1], "unlimited");
         assert_ne!(field(pid, "limits", "Max data size")[1], "unlimited");
+        assert_eq!(field(pid, "limits", "Max file size")[..2], ["67108864", "67108864"]);
         assert_ne!(field(pid, "limits", "Max cpu time")[0], "unlimited");
         let nicer = if role == Role::Tables { 0 } else { 10 };
         assert_eq!(nice(&pid.to_string()), (nice("self") + nicer).min(19));

@@ -19,6 +19,9 @@ const NICE: i32 = 10;
 /// Open files: 3 standard ones, `statm`, what comes with a request, and the cache of symbols: of each of 16
 /// files the executable, its symbols in memory and its debug file, the last two opened twice.
 const MAX_OPEN_FILES: u64 = 128;
+/// Bytes of a file that is written, at most: the symbolizer's in memory, which no other limit counts. Who writes
+/// more is ended (SIGXFSZ).
+pub(super) const MAX_FILE_BYTES: usize = 64 << 20;
 /// Where the descriptors of this process are files (proc_pid_fd(5)).
 const DESCRIPTORS: &str = "/proc/self/fd";
 
@@ -79,6 +82,7 @@ fn set_limits(role: Role) -> Result<(), SandboxError> {
     let limits = [
         (Resource::As, address_space_bytes),
         (Resource::Data, data_bytes),
+        (Resource::Fsize, MAX_FILE_BYTES as u64),
         (Resource::Core, 0),
         (Resource::Nofile, MAX_OPEN_FILES),
     ];

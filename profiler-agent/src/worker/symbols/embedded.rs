@@ -13,9 +13,14 @@ use object::elf::{SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB};
 use rustix::fs::MemfdFlags;
 
 use super::elf::{self, Contents, Elf};
+use crate::worker::sandbox::MAX_FILE_BYTES;
 
 /// Bytes of an ELF header and of a section header (System V ABI, chapter 4).
 const HEADER_BYTES: usize = 64;
+
+/// Bytes of the tables, at most, all together; what is left of the file has room for headers. Sections may be
+/// holes in the executable and may overlap, so they cost who made it nothing. libLLVM's dynamic ones take 4 MiB.
+const MOST_TABLES_BYTES: usize = MAX_FILE_BYTES - 4096;
 
 /// A section of the file that is made.
 type Section<'a> = (&'static str, u32, &'a [u8]);
@@ -28,14 +33,27 @@ pub(super) fn symbol_tables(executable: &Elf<'_>) -> Option<OwnedFd> {
     // Damaged, it costs its own names only.
     let inner = elf::embedded(executable).unwrap_or_default();
     let inner = elf::parse(&inner).ok();
-    let in_inner = |name| inner.as_ref().map_or(&[][..], |inner| in_file(inner, name));
+    let mut room = MOST_TABLES_BYTES;
+    let [symbols, strings] =
+        inner.map_or_else(Default::default, |inner| within([".symtab", ".strtab"], &inner, &mut room));
+    let [dynamic_symbols, dynamic_strings] = within([".dynsym", ".dynstr"], executable, &mut room);
     write(&[
-        (".symtab", SHT_SYMTAB, in_inner(".symtab")),
-        (".strtab", SHT_STRTAB, in_inner(".strtab")),
-        (".dynsym", SHT_DYNSYM, in_file(executable, ".dynsym")),
-        (".dynstr", SHT_STRTAB, in_file(executable, ".dynstr")),
+        (".symtab", SHT_SYMTAB, symbols),
+        (".strtab", SHT_STRTAB, strings),
+        (".dynsym", SHT_DYNSYM, dynamic_symbols),
+        (".dynstr", SHT_STRTAB, dynamic_strings),
     ])
     .ok()
+}
+
+/// A table and its strings, which take their bytes from `room`; empty where that is not enough.
+fn within<'a>(names: [&str; 2], elf: &Elf<'a>, room: &mut usize) -> [&'a [u8]; 2] {
+    let sections = names.map(|name| in_file(elf, name));
+    let bytes: usize = sections.iter().map(|section| section.len()).sum();
+    room.checked_sub(bytes).map_or_else(Default::default, |left| {
+        *room = left;
+        sections
+    })
 }
 
 /// What is in a section, if it is not compressed, as symbol tables never are.
