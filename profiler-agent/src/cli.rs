@@ -32,7 +32,7 @@ pub enum Command {
     Doctor(Doctor),
     /// Print the stack of every thread of a process now, whether it runs or waits
     ///
-    /// The process is not stopped. Its children are processes of their own: name them, too.
+    /// The process is not stopped, where the kernel can do without. Its children are processes of their own: name them, too.
     #[command(after_help = DUMP_EXAMPLES)]
     Dump(DumpOptions),
     /// Become a command when continued (used by `record -- COMMAND`)
