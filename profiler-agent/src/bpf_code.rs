@@ -18,7 +18,7 @@ const UNKNOWN: &str = "[bpf]";
 /// What the kernel told of.
 #[derive(Debug, Default)]
 pub(crate) struct BpfCode {
-    /// By the first address.
+    /// By the first address; no two overlap.
     known: BTreeMap<u64, Known>,
 }
 
@@ -42,13 +42,17 @@ impl BpfCode {
     }
 
     fn learn(&mut self, symbol: &BpfSymbol) {
-        let (start, end) = (symbol.start.0, symbol.end.0);
+        let (mut start, mut end) = (symbol.start.0, symbol.end.0);
         let mut name = Some(symbol.name.clone());
-        for (known_start, known) in self.known.range_mut(..end).rev().take_while(|(_start, known)| known.end > start) {
-            if (*known_start, known.end, &known.name) == (start, end, &name) {
+        while let Some((&known_start, known)) =
+            self.known.range(..end).next_back().filter(|(_, known)| known.end > start)
+        {
+            if (known_start, known.end, &known.name) == (start, end, &name) {
                 return;
             }
-            (known.name, name) = (None, None);
+            // From here on they are one, under no name.
+            (start, end, name) = (start.min(known_start), end.max(known.end), None);
+            self.known.remove(&known_start);
         }
         if self.known.len() < MOST_SYMBOLS {
             self.known.insert(start, Known { end, name });
@@ -71,7 +75,10 @@ impl BpfCode {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use profiler_common::address::{MonotonicNs, Pid, Tid};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -115,5 +122,34 @@ mod tests {
             assert_eq!(name(&code, address).as_deref(), Some(UNKNOWN), "{address:#x}");
         }
         assert_eq!(name(&code, 0x2000).as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_short_neighbour_hides_no_long_one() {
+        let told =
+            [(0x1000, 0x3000, "long"), (0x1100, 0x1200, "short"), (0x2000, 0x2100, "late"), (0x3000, 0x3100, "d")];
+        let code = code(&told);
+        for address in [0x1000, 0x1150, 0x1250, 0x2050, 0x2fff] {
+            assert_eq!(name(&code, address).as_deref(), Some(UNKNOWN), "{address:#x}");
+        }
+        assert_eq!(name(&code, 0x3000).as_deref(), Some("d"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_stands_for_code_that_was_nothing_else(
+            told in proptest::collection::vec((0u64..60, 1u64..12, 0usize..3), 0..20),
+        ) {
+            let told: Vec<_> = told.into_iter().map(|(start, length, name)| (start, start + length, ["a", "b", "c"][name])).collect();
+            let code = code(&told);
+            for address in 0..80 {
+                let there: BTreeSet<_> = told.iter().filter(|(start, end, _)| (*start..*end).contains(&address)).collect();
+                match (there.len(), name(&code, address)) {
+                    (0, found) => prop_assert_eq!(found, None),
+                    (1, Some(found)) => prop_assert!(found == UNKNOWN || there.iter().any(|told| told.2 == found)),
+                    (_, found) => prop_assert_eq!(found.as_deref(), Some(UNKNOWN)),
+                }
+            }
+        }
     }
 }
