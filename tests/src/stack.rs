@@ -84,15 +84,16 @@ pub fn matches(frames: &[String], chain: &[&str]) -> bool {
     frames.split_first().is_some_and(|(frame, frames)| stands_for(wanted, frame) && matches(frames, chain))
 }
 
-/// Whether frames are a chain from its root on, or its beginning.
+/// Whether frames are a chain from its root on, or its beginning. Behind [`ANY`] at least one frame
+/// of the chain has to be there: all frames would do otherwise.
 #[must_use]
 pub fn begins(frames: &[String], chain: &[impl AsRef<str>]) -> bool {
     let Some((wanted, chain)) = chain.split_first() else { return frames.is_empty() };
+    let Some((frame, below)) = frames.split_first() else { return true };
     if wanted.as_ref() == ANY {
-        return (0..=frames.len()).any(|skipped| begins(&frames[skipped..], chain));
+        return chain.is_empty() || (0..frames.len()).any(|skipped| begins(&frames[skipped..], chain));
     }
-    let Some((frame, frames)) = frames.split_first() else { return true };
-    stands_for(wanted.as_ref(), frame) && begins(frames, chain)
+    stands_for(wanted.as_ref(), frame) && begins(below, chain)
 }
 
 fn stands_for(wanted: &str, frame: &str) -> bool {
@@ -141,6 +142,13 @@ mod tests {
             assert!(!begins(wrong, &chain), "{wrong}");
         }
         assert!(begins("main;x;y;b", &["main", ANY, "b"]) && !begins("a;b", &["main", ANY]));
+        for right in ["main", "main;b", "main;x;b", "main;x;y;b;c"] {
+            assert!(begins(right, &["main", ANY, "b", "c"]), "{right}");
+        }
+        for wrong in ["x", "main;x", "main;x;y", "main;x;c", "main;x;b;c;d", "main;b_[f];c_[f]"] {
+            assert!(!begins(wrong, &["main", ANY, "b", "c"]), "{wrong}");
+        }
+        assert!(begins("main;x;y", &["main", ANY]) && !begins("x;y", &[ANY, "a", "b"]));
     }
 
     #[test]
