@@ -10,8 +10,9 @@ use crate::{ANY, Lab, Profile, START, Stack, from_main};
 const LEAST_COMPLETE: f64 = 0.995;
 /// Fewer samples do not tell.
 const FEWEST: u64 = 200;
-/// Samples before `main`, behind it, and in libraries that `main` calls: some milliseconds.
-const MOST_OUTSIDE: u64 = 30;
+/// The largest share of samples before `main`, behind it, and in libraries that `main` calls: some
+/// milliseconds.
+const MOST_OUTSIDE: f64 = 0.04;
 
 type Rename = Box<dyn Fn(&str) -> Option<String>>;
 
@@ -117,8 +118,10 @@ impl Kind {
         let judged = found.complete + found.cut;
         let enough = judged + found.cut_as_due >= FEWEST && (self.cuts.is_empty() || found.cut_as_due > 0);
         #[expect(clippy::cast_precision_loss, reason = "counts of samples are small")]
-        let whole = found.complete as f64 >= LEAST_COMPLETE * judged as f64;
-        if found.wrong == 0 && whole && enough && found.outside <= MOST_OUTSIDE {
+        let share = |part: u64, whole: u64| part as f64 / whole.max(1) as f64;
+        let whole = share(found.complete, judged) >= LEAST_COMPLETE;
+        let inside = share(found.outside, judged + found.cut_as_due + found.outside) <= MOST_OUTSIDE;
+        if found.wrong == 0 && whole && enough && inside {
             return Ok(());
         }
         Err(format!("{}: {found:?}\n{odd}", self.workload))
