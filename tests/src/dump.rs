@@ -5,6 +5,8 @@ use std::process::{Command, ExitStatus};
 
 use serde_json::Value;
 
+use crate::record::Process;
+
 /// What `spanflame dump` said.
 #[derive(Debug)]
 pub struct Dump {
@@ -23,7 +25,7 @@ impl Dump {
         for pid in pids {
             command.args(["-p", &pid.to_string()]);
         }
-        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let output = Process::start(command).end();
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         Self { status: output.status, stdout: text(output.stdout), stderr: text(output.stderr) }
     }

@@ -6,10 +6,10 @@ use std::io::Write as _;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-use crate::record::Record;
+use crate::record::{Process, Record};
 use crate::workload;
 
 /// The right to record, held until it is dropped.
@@ -73,6 +73,14 @@ impl Lab {
     #[must_use]
     pub fn dump(&self, pids: &[u32], arguments: &[&str]) -> crate::Dump {
         crate::Dump::take(self.program, pids, arguments)
+    }
+
+    /// What another command of the profiler says, in the time that a test has.
+    #[must_use]
+    pub fn output(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(self.program);
+        command.args(arguments);
+        Process::start(command).end()
     }
 
     /// A workload under another name, in a folder of the test's own.

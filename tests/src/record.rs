@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::Profile;
 use crate::system::{catches, wait_for};
 
-/// The longest that a recording may take, beside whatever else runs here.
+/// The longest that a run of the profiler may take, beside whatever else runs here.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// A recording to be set up. It writes all its outputs to a folder of its own.
@@ -119,8 +119,9 @@ impl Running {
     #[must_use]
     pub fn end(self) -> Ended {
         let Self { child, folder } = self;
-        let (status, stdout, stderr) = child.end();
-        Ended { status, stdout, stderr, folder }
+        let Output { status, stdout, stderr } = child.end();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ended { status, stdout: text(stdout), stderr: text(stderr), folder }
     }
 
     /// Waits for its end and reads the profile.
@@ -181,10 +182,10 @@ fn pprof(folder: &TempDir) -> PathBuf {
 
 /// A process whose output is read; killed when the test gives up on it.
 #[derive(Debug)]
-struct Process(Child, Vec<JoinHandle<String>>);
+pub(crate) struct Process(Child, Vec<JoinHandle<Vec<u8>>>);
 
 impl Process {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let stdout = read_all(child.stdout.take().expect("piped"));
@@ -192,16 +193,17 @@ impl Process {
         Self(child, vec![stdout, stderr])
     }
 
-    fn end(mut self) -> (ExitStatus, String, String) {
+    /// Waits for its end, within the time that it may take.
+    pub(crate) fn end(mut self) -> Output {
         let mut status = None;
         crate::system::wait_at_most(LIMIT, "the profiler to end", || {
             status = self.0.try_wait().expect("waiting for the profiler");
             status.is_some()
         });
-        let mut texts = self.1.drain(..).map(|text| text.join().expect("reading what the profiler prints"));
-        let (stdout, stderr) = (texts.next().unwrap_or_default(), texts.next().unwrap_or_default());
-        drop(texts);
-        (status.expect("it has ended"), stdout, stderr)
+        let mut printed = self.1.drain(..).map(|bytes| bytes.join().expect("reading what the profiler prints"));
+        let (stdout, stderr) = (printed.next().unwrap_or_default(), printed.next().unwrap_or_default());
+        drop(printed);
+        Output { status: status.expect("it has ended"), stdout, stderr }
     }
 }
 
@@ -214,10 +216,10 @@ impl Drop for Process {
     }
 }
 
-fn read_all(mut pipe: impl std::io::Read + Send + 'static) -> JoinHandle<String> {
+fn read_all(mut pipe: impl std::io::Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         let _closed = pipe.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
+        bytes
     })
 }

@@ -15,9 +15,7 @@ use spanflame_tests::{Lab, lab};
 const MS: &str = "120000";
 
 fn doctor(lab: &Lab, pid: u32, arguments: &[&str]) -> Output {
-    let mut command = Command::new(lab.program());
-    command.args(["doctor", "-p", &pid.to_string(), "-d", "500ms", "-F", "999"]).args(arguments);
-    command.output().unwrap()
+    lab.output(&[&["doctor", "-p", &pid.to_string(), "-d", "500ms", "-F", "999"], arguments].concat())
 }
 
 /// What it says, for people and for programs.
