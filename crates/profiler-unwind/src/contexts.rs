@@ -1,30 +1,36 @@
 //! x86_64: glibc's functions for contexts, whose CFI does not say that they leave their caller's stack
-//! (glibc/sysdeps/unix/sysv/linux/x86_64: __start_context.S, swapcontext.S, setcontext.S).
+//! (glibc/sysdeps/unix/sysv/linux/x86_64: __start_context.S, swapcontext.S). That of `setcontext` says so: its
+//! CFA counts from the other context.
 
 use crate::elf::Elf;
 use crate::read::{ReadAt, read_bytes};
 use crate::spans::Span;
 use profiler_common::address::Svma;
 
+/// endbr64, with which functions begin in a glibc for indirect branch tracking (`--enable-cet`).
+const LANDING: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
+
 /// `__start_context`, to which the function of a context returns: mov %rbx, %rsp; mov (%rsp), %rdi; test
 /// %rdi, %rdi. Nobody has called it.
 const START: &[u8] = &[0x48, 0x89, 0xdc, 0x48, 0x8b, 0x3c, 0x24, 0x48, 0x85, 0xff];
 /// How it ends: hlt.
 const START_END: u8 = 0xf4;
-/// Its length in bytes (2.28 to 2.36, without shadow stacks).
-const START_BYTES: u32 = 26;
+/// Its bytes; seen: 26 and, with endbr64, 30.
+const START_BYTES: std::ops::RangeInclusive<u32> = 26..=40;
 
 /// mov 0xa0(%rdx), %rsp: the stack pointer of the other context.
 const SWITCH: &[u8] = &[0x48, 0x8b, 0xa2, 0xa0, 0, 0, 0];
-/// How they return there: xor %eax, %eax; ret.
+/// How it returns there: xor %eax, %eax; ret.
 const RETURN: &[u8] = &[0x31, 0xc0, 0xc3];
-/// Bytes of `swapcontext` and `setcontext`; seen: 260 and 158.
-const SWITCH_BYTES: std::ops::RangeInclusive<u32> = 128..=512;
+/// Bytes of `swapcontext`; seen: 260 and, with endbr64 and shadow stacks, 543.
+const SWITCH_BYTES: std::ops::RangeInclusive<u32> = 128..=1024;
 
 /// Whether a function is `__start_context`.
 pub(crate) fn is_start(file: &impl ReadAt, elf: &Elf, span: &Span) -> bool {
-    span.length == START_BYTES
-        && code(file, elf, span).is_some_and(|code| code.starts_with(START) && code.last() == Some(&START_END))
+    let is_it = |code: &[u8]| {
+        code.strip_prefix(LANDING).unwrap_or(code).starts_with(START) && code.last() == Some(&START_END)
+    };
+    START_BYTES.contains(&span.length) && code(file, elf, span).is_some_and(|code| is_it(&code))
 }
 
 /// From where to where a function is on another stack than that of its caller.

@@ -1,0 +1,71 @@
+//! x86_64: code that goes over to another stack, as glibc has it for contexts.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
+
+#[expect(dead_code, reason = "shared with the tests of golden rows, which use more of it")]
+mod synthetic_elf;
+
+use profiler_common::address::Svma;
+use profiler_common::row::Rule;
+use profiler_unwind::{UnwindTable, build, lookup};
+use synthetic_elf::{CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
+
+const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
+const CALL: &[u8] = &[0xe8, 0, 0, 0, 0];
+/// mov 0xa0(%rdx), %rsp.
+const SWITCH: &[u8] = &[0x48, 0x8b, 0xa2, 0xa0, 0, 0, 0];
+/// xor %eax, %eax; ret.
+const RETURN: &[u8] = &[0x31, 0xc0, 0xc3];
+const CALLED: Rule = Rule::x86_64(0, 0, 1);
+
+/// What makecontext makes functions return to: mov %rbx, %rsp; mov (%rsp), %rdi; test %rdi, %rdi; je; call;
+/// mov %rax, %rdi; call; hlt.
+fn start_context() -> Vec<u8> {
+    let next = [0x48, 0x89, 0xdc, 0x48, 0x8b, 0x3c, 0x24, 0x48, 0x85, 0xff, 0x74, 0x08];
+    [&next, CALL, &[0x48, 0x89, 0xc7], CALL, &[0xf4]].concat()
+}
+
+/// nops, with another stack from 100 to 10 bytes before the end.
+fn swap_context(bytes: usize) -> Vec<u8> {
+    let mut code = vec![0x90; bytes];
+    code[100 - SWITCH.len()..100].copy_from_slice(SWITCH);
+    code[bytes - 10 - RETURN.len()..bytes - 10].copy_from_slice(RETURN);
+    code
+}
+
+/// A function of 26 bytes, `code` at `start`, and another function at `next`, each with the CFI given.
+fn between(start: u64, code: &[u8], cfi: [&[u8]; 2]) -> UnwindTable {
+    let next = (start + code.len() as u64).next_multiple_of(16);
+    let frames = Cfi::eh_frame().cie("", 16, X86_64_INITIAL).fde(0, 26, cfi[0]);
+    let frames = frames.fde(start, code.len() as u64, cfi[1]).fde(next, 32, &[]);
+    let mut file = ElfFile::new(X86_64, next as usize + 64).cfi(&frames);
+    file.code[start as usize..][..code.len()].copy_from_slice(code);
+    build(&file.bytes()).unwrap()
+}
+
+fn rule(table: &UnwindTable, at: u64) -> Rule {
+    lookup(table, Svma(CODE + at)).unwrap()
+}
+
+#[test]
+fn the_start_of_a_context_ends_stacks_with_and_without_endbr64() {
+    for code in [start_context(), [ENDBR64, &start_context()].concat()] {
+        let table = between(32, &code, [&[op::DEF_CFA_OFFSET, 32], &[]]);
+        assert_eq!([rule(&table, 30), rule(&table, 31)], [Rule::x86_64(0, 0, 4), Rule::END], "{} bytes", code.len());
+        let end = 32 + code.len() as u64;
+        assert_eq!([rule(&table, 32), rule(&table, end - 1)], [Rule::END; 2]);
+        assert_eq!(rule(&table, end.next_multiple_of(16)), CALLED);
+    }
+    let long = [start_context(), vec![0x90; 100], vec![0xf4]].concat();
+    assert_eq!(rule(&between(32, &long, [&[], &[]]), 32), CALLED);
+}
+
+#[test]
+fn between_two_stacks_stacks_are_cut() {
+    for bytes in [260, 543] {
+        let table = between(32, &swap_context(bytes), [&[], &[]]);
+        let end = 32 + bytes as u64;
+        let rules = [131, 132, end - 11, end - 10, end - 1].map(|at| rule(&table, at));
+        assert_eq!(rules, [CALLED, Rule::UNSUPPORTED, Rule::UNSUPPORTED, CALLED, CALLED], "{bytes} bytes");
+    }
+}
