@@ -6,6 +6,7 @@ use crate::elf::Elf;
 use crate::read::{ReadAt, read_bytes};
 use crate::spans::Span;
 use profiler_common::address::Svma;
+use profiler_common::row::Rule;
 
 /// endbr64, with which functions begin in a glibc for indirect branch tracking (`--enable-cet`).
 const LANDING: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
@@ -22,6 +23,8 @@ const START_BYTES: std::ops::RangeInclusive<u32> = 26..=40;
 const SWITCH: &[u8] = &[0x48, 0x8b, 0xa2, 0xa0, 0, 0, 0];
 /// How it returns there: xor %eax, %eax; ret.
 const RETURN: &[u8] = &[0x31, 0xc0, 0xc3];
+/// The rule of all of `swapcontext`, by its CFI: it has no frame.
+pub(crate) const CALLED: Rule = Rule::x86_64(0, 0, 1);
 /// Bytes of `swapcontext`; seen: 260 and, with endbr64 and shadow stacks, 543.
 const SWITCH_BYTES: std::ops::RangeInclusive<u32> = 128..=1024;
 

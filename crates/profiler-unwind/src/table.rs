@@ -286,11 +286,15 @@ impl<F: ReadAt> Builder<'_, F> {
         };
         match result {
             // A long function without a frame of its own.
-            Ok(()) if problems.cfi_rows == rows_before + 1 && elf.arch == Arch::X86_64 => {
+            Ok(())
+                if problems.cfi_rows == rows_before + 1
+                    && elf.arch == Arch::X86_64
+                    && tiles.last_rule() == Some(contexts::CALLED) =>
+            {
                 if let Some([from, to]) = contexts::on_other_stack(file, elf, span) {
                     tiles.take_back(from);
                     tiles.cover(to, Rule::UNSUPPORTED)?;
-                    tiles.cover(span.end(), Rule::x86_64(0, 0, 1))?;
+                    tiles.cover(span.end(), contexts::CALLED)?;
                 }
             }
             Ok(()) => {}

@@ -69,3 +69,9 @@ fn between_two_stacks_stacks_are_cut() {
         assert_eq!(rules, [CALLED, Rule::UNSUPPORTED, Rule::UNSUPPORTED, CALLED, CALLED], "{bytes} bytes");
     }
 }
+
+#[test]
+fn code_that_has_a_frame_is_no_swapcontext() {
+    let table = between(32, &swap_context(260), [&[], &[op::DEF_CFA_OFFSET, 24]]);
+    assert_eq!([131, 132, 281, 282, 291].map(|at| rule(&table, at)), [Rule::x86_64(0, 0, 3); 5]);
+}
