@@ -40,16 +40,19 @@ pub(crate) fn is_one(before: Option<&State>, went: bool, row: &State) -> bool {
         }
 }
 
-/// Where `uw_install_context_1` is called, in the code from `function` up to `row`, the first of the rows
-/// above.
-pub(crate) fn install_call(file: &impl ReadAt, elf: &Elf, function: u64, row: u64) -> Option<u64> {
+/// From where on, at the latest, what CFI says of the caller is not true, in the code from `function` up to
+/// `row`, the first of the rows above: where `uw_install_context_1` is called. Where that can't be seen, all
+/// the code counts in which it has been.
+pub(crate) fn overwritten_from(file: &impl ReadAt, elf: &Elf, function: u64, row: u64) -> u64 {
     let start = function.max(row.saturating_sub(BEFORE_BYTES));
-    let (offset, left) = elf.in_file(Svma(start))?;
-    let length = left.min(row.checked_sub(start)?);
-    let code = read_bytes(file, "code that catches exceptions", offset, length, BEFORE_BYTES).ok()?;
-    let executable = |svma: u64| elf.executable().any(|segment| (segment.svma.0..segment.end().0).contains(&svma));
-    let at = last_pair_of_calls(&code, |target| executable(start.wrapping_add(target)))?;
-    Some(start + at as u64)
+    let call = || {
+        let (offset, left) = elf.in_file(Svma(start))?;
+        let length = left.min(row.checked_sub(start)?);
+        let code = read_bytes(file, "code that catches exceptions", offset, length, BEFORE_BYTES).ok()?;
+        let executable = |svma: u64| elf.executable().any(|segment| (segment.svma.0..segment.end().0).contains(&svma));
+        last_pair_of_calls(&code, |target| executable(start.wrapping_add(target)))
+    };
+    start + call().unwrap_or(0) as u64
 }
 
 /// The first of the last two calls in `code` that are close to one another. `is_code` says whether code

@@ -267,9 +267,7 @@ impl<F: ReadAt> Builder<'_, F> {
                     plt::cover_entries(tiles, until, pushed_from, [before, after])
                 }
                 Ok(Encoded::EhReturn) => {
-                    if let Some(call) = eh_return::install_call(file, elf, span.start, tiles.covered_to()) {
-                        tiles.take_back(call);
-                    }
+                    tiles.take_back(eh_return::overwritten_from(file, elf, span.start, tiles.covered_to()));
                     problems.count(Unsupported::ReturnAddress);
                     tiles.cover(until, Rule::UNSUPPORTED)
                 }

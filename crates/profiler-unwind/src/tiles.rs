@@ -17,13 +17,12 @@ pub(crate) struct Tiles<'a> {
     rows: Vec<Row>,
     start: u64,
     covered_to: u64,
-    last: Option<Rule>,
     row_count: usize,
 }
 
 impl<'a> Tiles<'a> {
     pub(crate) fn new(sink: &'a mut dyn FnMut(Part)) -> Self {
-        Self { sink, rows: Vec::new(), start: 0, covered_to: 0, last: None, row_count: 0 }
+        Self { sink, rows: Vec::new(), start: 0, covered_to: 0, row_count: 0 }
     }
 
     /// Starts anew at `start`, which must not lie below what is covered.
@@ -31,7 +30,6 @@ impl<'a> Tiles<'a> {
         self.close();
         self.start = start;
         self.covered_to = start;
-        self.last = None;
     }
 
     /// The first address that is not covered yet.
@@ -41,7 +39,7 @@ impl<'a> Tiles<'a> {
 
     /// The rule of the last addresses covered, if any since the start.
     pub(crate) fn last_rule(&self) -> Option<Rule> {
-        self.last
+        self.rows.last().map(|row| row.rule())
     }
 
     /// Lets `rule` hold from what is covered up to `until`. Nothing happens when that is covered.
@@ -52,7 +50,7 @@ impl<'a> Tiles<'a> {
         if until <= self.covered_to {
             return Ok(());
         }
-        if self.last != Some(rule) {
+        if self.last_rule() != Some(rule) {
             self.row(rule)?;
         }
         while until - self.start > u64::from(Row::MAX_PC_OFFSET) {
@@ -64,11 +62,12 @@ impl<'a> Tiles<'a> {
         Ok(())
     }
 
-    /// Covers nothing any more from `from` on, when that is within the last row.
+    /// Covers nothing any more from `from` on, but for what is in complete parts.
     pub(crate) fn take_back(&mut self, from: u64) {
-        let last = self.rows.last().map(|row| self.start + u64::from(row.pc_offset()));
-        if last.is_some_and(|last| (last + 1..self.covered_to).contains(&from)) {
-            self.covered_to = from;
+        self.covered_to = self.covered_to.min(from.max(self.start));
+        while self.rows.last().is_some_and(|row| self.start + u64::from(row.pc_offset()) >= self.covered_to) {
+            self.rows.pop();
+            self.row_count -= 1;
         }
     }
 
@@ -92,7 +91,6 @@ impl<'a> Tiles<'a> {
         };
         self.rows.push(Row::new(offset, rule));
         self.row_count += 1;
-        self.last = Some(rule);
         Ok(())
     }
 
@@ -131,6 +129,42 @@ mod tests {
         let second = Part { start: Svma(0x5000), end: Svma(0x5001), rows: vec![Row::new(0, rule(2))] };
         tiles.finish();
         assert_eq!(parts, [first, second]);
+    }
+
+    #[test]
+    fn rows_are_taken_back_whole_and_in_part() {
+        for (from, left) in [(0x1030, 3), (0x102f, 3), (0x1020, 2), (0x1011, 2), (0x1010, 1), (0x1000, 0), (0, 0)] {
+            let mut parts = Vec::new();
+            let mut sink = |part| parts.push(part);
+            let mut tiles = Tiles::new(&mut sink);
+            tiles.start_at(0x1000);
+            for n in 1..=3 {
+                tiles.cover(0x1000 + 0x10 * n, rule(n as i32)).unwrap();
+            }
+            tiles.take_back(from);
+            assert_eq!(tiles.covered_to(), from.max(0x1000), "{from:#x}");
+            tiles.cover(0x1040, rule(4)).unwrap();
+            tiles.finish();
+            let row = |n: u32| Row::new(0x10 * (n - 1), rule(n as i32));
+            let again = Row::new((from.max(0x1000) - 0x1000) as u32, rule(4));
+            assert_eq!(parts.len(), 1);
+            assert_eq!(parts[0].rows, (1..=left).map(row).chain([again]).collect::<Vec<_>>(), "{from:#x}");
+        }
+    }
+
+    #[test]
+    fn complete_parts_are_not_taken_back() {
+        let mut parts = Vec::new();
+        let mut sink = |part| parts.push(part);
+        let mut tiles = Tiles::new(&mut sink);
+        tiles.start_at(0);
+        let most = u64::from(Row::MAX_PC_OFFSET);
+        tiles.cover(most + 1, rule(1)).unwrap();
+        tiles.take_back(5);
+        tiles.cover(most + 1, rule(2)).unwrap();
+        tiles.finish();
+        let part = |start, end, n| Part { start: Svma(start), end: Svma(end), rows: vec![Row::new(0, rule(n))] };
+        assert_eq!(parts, [part(0, most, 1), part(most, most + 1, 2)]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! x86_64: code that goes over to another stack, as glibc has it for contexts.
+//! x86_64: code that goes over to another stack, as glibc has it for contexts and libgcc for exceptions.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
 
@@ -6,7 +6,7 @@
 mod synthetic_elf;
 
 use profiler_common::address::Svma;
-use profiler_common::row::Rule;
+use profiler_common::row::{BASE_FP, Rule};
 use profiler_unwind::{UnwindTable, build, lookup};
 use synthetic_elf::{CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
@@ -74,4 +74,33 @@ fn between_two_stacks_stacks_are_cut() {
 fn code_that_has_a_frame_is_no_swapcontext() {
     let table = between(32, &swap_context(260), [&[], &[op::DEF_CFA_OFFSET, 24]]);
     assert_eq!([131, 132, 281, 282, 291].map(|at| rule(&table, at)), [Rule::x86_64(0, 0, 3); 5]);
+}
+
+/// A function with a frame pointer from 4 on, with one row of another rule from 240 to 250, that goes over to
+/// the frame that catches an exception at 300.
+fn catching(calls: &[usize]) -> UnwindTable {
+    let [saved, at] = op::offset(6, 2);
+    let frame = [op::advance(1), op::DEF_CFA_OFFSET, 16, saved, at, op::advance(3), op::DEF_CFA_REGISTER, 6];
+    let advance = [op::advance(59); 4];
+    let other = [op::DEF_CFA, 7, 64, op::advance(10), op::DEF_CFA, 6, 16, op::advance(50)];
+    let leave = [op::DEF_CFA, 2, 8, op::restore(6), op::advance(3), op::DEF_CFA, 7, 8];
+    let cfi = [&frame[..], &advance, &other, &leave].concat();
+    let frames = Cfi::eh_frame().cie("", 16, X86_64_INITIAL).fde(0, 304, &cfi);
+    let mut file = ElfFile::new(X86_64, 320).cfi(&frames);
+    for at in calls {
+        file.code[*at..at + CALL.len()].copy_from_slice(CALL);
+    }
+    build(&file.bytes()).unwrap()
+}
+
+#[test]
+fn stacks_are_cut_from_where_saved_registers_are_overwritten() {
+    let framed = Rule::x86_64(BASE_FP, 2, 2);
+    for (calls, from) in [(&[260, 280][..], 260), (&[200, 230], 200), (&[236, 252], 236), (&[200], 44), (&[], 44)] {
+        let table = catching(calls);
+        let rules = [from - 1, from, 245, 299, 303].map(|at| rule(&table, at));
+        let other = if from < 245 { Rule::UNSUPPORTED } else { Rule::x86_64(0, 2, 8) };
+        let cut = Rule::UNSUPPORTED;
+        assert_eq!(rules, [framed, cut, other, cut, cut], "{calls:?}");
+    }
 }
