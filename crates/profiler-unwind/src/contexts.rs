@@ -30,9 +30,8 @@ const SWITCH_BYTES: std::ops::RangeInclusive<u32> = 128..=1024;
 
 /// Whether a function is `__start_context`.
 pub(crate) fn is_start(file: &impl ReadAt, elf: &Elf, span: &Span) -> bool {
-    let is_it = |code: &[u8]| {
-        code.strip_prefix(LANDING).unwrap_or(code).starts_with(START) && code.last() == Some(&START_END)
-    };
+    let is_it =
+        |code: &[u8]| code.strip_prefix(LANDING).unwrap_or(code).starts_with(START) && code.last() == Some(&START_END);
     START_BYTES.contains(&span.length) && code(file, elf, span).is_some_and(|code| is_it(&code))
 }
 

@@ -231,11 +231,10 @@ impl<F: ReadAt> Builder<'_, F> {
         for segment in elf.executable() {
             self.tiles.start_at(segment.svma.0);
             while let Some(span) = spans.next_if(|span| span.start < segment.end().0) {
-                let padded = self.tiles.covered_to() < span.start;
                 self.cover_hole(span.start)?;
-                if padded && elf.arch == Arch::X86_64 && contexts::is_start(self.file, elf, span) {
-                    // What returns there looks up the byte before.
-                    self.tiles.take_back(span.start - 1);
+                if elf.arch == Arch::X86_64 && contexts::is_start(self.file, elf, span) {
+                    // What returns there looks up the byte before, be it padding or another function's.
+                    self.tiles.take_back(span.start.saturating_sub(1));
                     self.tiles.cover(span.end(), Rule::END)?;
                 }
                 self.cover_span(sources, span)?;

@@ -56,6 +56,8 @@ fn the_start_of_a_context_ends_stacks_with_and_without_endbr64() {
         assert_eq!([rule(&table, 32), rule(&table, end - 1)], [Rule::END; 2]);
         assert_eq!(rule(&table, end.next_multiple_of(16)), CALLED);
     }
+    let table = between(26, &start_context(), [&[op::DEF_CFA_OFFSET, 32], &[]]);
+    assert_eq!([24, 25, 26].map(|at| rule(&table, at)), [Rule::x86_64(0, 0, 4), Rule::END, Rule::END], "no padding");
     let long = [start_context(), vec![0x90; 100], vec![0xf4]].concat();
     assert_eq!(rule(&between(32, &long, [&[], &[]]), 32), CALLED);
 }
