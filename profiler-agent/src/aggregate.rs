@@ -144,7 +144,7 @@ impl Aggregator {
             Ok(name) => self.lines(std::slice::from_ref(name)),
             Err(_) => vec![self.line("[jit]")],
         };
-        let (address, found_by) = (frame.address, found_by(frame));
+        let (address, found_by) = (frame.address, frame.found_by);
         let key = LocationKey { mapping: Some(mapping), address, kind: FrameKind::User, found_by };
         let location = self.profile.location_with_lines(key, lines);
         if matches!(name, Err(MayCome(true))) {
@@ -161,7 +161,7 @@ impl Aggregator {
 
     fn user_location(&mut self, frame: &LocatedFrame, tracker: &Tracker) -> LocationId {
         let place = frame.code.map(|code| (code, self.mapping(None, code, tracker)));
-        let found_by = found_by(frame);
+        let found_by = frame.found_by;
         let mapping = place.map(|(_code, (mapping, _bias))| mapping);
         let location =
             self.profile.location(LocationKey { mapping, address: frame.address, kind: FrameKind::User, found_by });
@@ -321,10 +321,6 @@ impl Aggregator {
 /// Whether the code was made at run time.
 pub(crate) fn is_generated(tracker: &Tracker, code: &Code) -> bool {
     tracker.executable(code.file).is_some_and(|executable| executable.generated)
-}
-
-const fn found_by(frame: &LocatedFrame) -> FoundBy {
-    if frame.by_frame_pointer { FoundBy::FramePointer } else { FoundBy::Cfi }
 }
 
 fn kernel_mapping(path: StringId, build_id: StringId, start: VirtualAddress, end: VirtualAddress) -> Mapping {

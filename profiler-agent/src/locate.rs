@@ -3,8 +3,11 @@
 
 use profiler_common::address::{MonotonicNs, VirtualAddress};
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
-use profiler_common::record::{FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason};
+use profiler_common::record::{
+    FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason, stack_copy_start,
+};
 use profiler_common::step::{Machine, NoBarrier, Registers, stop_reason};
+use profiler_model::FoundBy;
 
 use crate::tracker::{Code, TrackedProcess, Tracker};
 use crate::worker::FileKey;
@@ -16,8 +19,8 @@ pub(crate) struct LocatedFrame {
     pub(crate) address: VirtualAddress,
     /// The code; `None` when nothing executable is known there.
     pub(crate) code: Option<Code>,
-    /// The step that led here used the frame pointer.
-    pub(crate) by_frame_pointer: bool,
+    /// How the step that led here was made.
+    pub(crate) found_by: FoundBy,
 }
 
 /// A sample whose frames are located.
@@ -105,13 +108,15 @@ fn located(
     tracker: &Tracker,
 ) -> LocatedSample {
     let process = tracker.process(header.pid);
+    let mut interrupted = false;
     let located = |frame: u64| {
         let address = lookup_address(frame);
+        let found_by = found_by(frame, std::mem::replace(&mut interrupted, frame & FRAME_EXACT != 0));
         let code = process.and_then(|process| process.mapping_at(address, header.time)).copied();
         if let Some(executable) = code.and_then(|code| tracker.executable(code.file)) {
             executable.used_at(header.time);
         }
-        LocatedFrame { address, code, by_frame_pointer: frame & FRAME_BY_FRAME_POINTER != 0 }
+        LocatedFrame { address, code, found_by }
     };
     let mut user_frames: Vec<LocatedFrame> = frames.into_iter().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);
@@ -126,6 +131,15 @@ fn located(
     LocatedSample { header: *header, kernel_frames, user_frames, stop }
 }
 
+/// How a frame was found, from one that was `interrupted` or had called.
+const fn found_by(frame: u64, interrupted: bool) -> FoundBy {
+    match (frame & FRAME_BY_FRAME_POINTER != 0, interrupted) {
+        (false, _) => FoundBy::Cfi,
+        (true, false) => FoundBy::FramePointer,
+        (true, true) => FoundBy::FramePointerOfInterrupted,
+    }
+}
+
 fn lookup_address(frame: u64) -> VirtualAddress {
     VirtualAddress((frame & FRAME_ADDRESS).wrapping_sub(u64::from(frame & FRAME_EXACT == 0)))
 }
@@ -134,8 +148,9 @@ fn is_stale(process: &TrackedProcess, header: &SampleHeader, frame: u64) -> bool
     process.replaced_since(header.generation, lookup_address(frame), header.time)
 }
 
-/// How long before and after its record an exec may go on; mapping the new program takes the longest.
-const EXEC_NS: u64 = 20_000_000;
+/// How long before and after its record an exec may go on; mapping the new program takes the longest. Seen:
+/// 10 ms, and ten times that on emulated machines.
+const EXEC_NS: u64 = 200_000_000;
 
 /// Whether a sample in kernel mode hit the middle of an exec: the registers are still the old
 /// program's, whose memory is gone, so there is no user stack. Before the record of the exec that
@@ -153,7 +168,7 @@ fn drop_what_is_no_code(frames: &mut Vec<LocatedFrame>, stop: &mut StopReason) {
         && let Some(last) = frames.last()
         && last.code.is_none()
     {
-        *stop = if last.by_frame_pointer { StopReason::NoFramePointer } else { StopReason::NotCode };
+        *stop = if last.found_by.frame_pointer() { StopReason::NoFramePointer } else { StopReason::NotCode };
         frames.pop();
     }
 }
@@ -165,7 +180,7 @@ enum GoneOn {
 
 /// Unwinds from where the kernel program stopped, in the stack copy.
 fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frames: &mut Vec<u64>) -> GoneOn {
-    let start = sample.header.registers[1];
+    let start = stack_copy_start(sample.header.registers[1]);
     let mut stack =
         StackCopy { start, words: sample.stack, other: sample.other_registers, read: [0; 64], ended: false };
     match unwind(&sample.header, &mut stack, (tracker, process), frames) {
@@ -272,10 +287,10 @@ impl Machine for StackCopy<'_> {
 mod tests {
     use super::*;
 
-    const EXEC: MonotonicNs = MonotonicNs(100_000_000);
+    const EXEC: MonotonicNs = MonotonicNs(1_000_000_000);
 
     fn frame() -> LocatedFrame {
-        LocatedFrame { address: VirtualAddress(0x1000), code: None, by_frame_pointer: false }
+        LocatedFrame { address: VirtualAddress(0x1000), code: None, found_by: FoundBy::Cfi }
     }
 
     fn found(time_ns: u64, frames: &[LocatedFrame], stop: StopReason) -> bool {

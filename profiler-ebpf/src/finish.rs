@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::counter::Counter;
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, SCRATCH_WORDS};
 use profiler_common::record::{
-    FLAG_KERNEL_MODE, FLAG_WHOLE_STACK, HEADER_WORDS, OTHER_REGISTER_WORDS, StopReason, shape_word, word,
+    FLAG_KERNEL_MODE, FLAG_WHOLE_STACK, HEADER_WORDS, OTHER_REGISTER_WORDS, StopReason, shape_word, stack_copy_start, word,
 };
 
 use crate::barrier::opaque;
@@ -34,7 +34,7 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
     let mut copied = 0;
     if whole_stack || stop.can_go_on() {
         let stack_at = frames_end + OTHER_REGISTER_WORDS as u64;
-        copied = copy_stack(record, stack_at * 8, registers.sp);
+        copied = copy_stack(record, stack_at * 8, stack_copy_start(registers.sp));
         if copied != 0 {
             let mut index = 0;
             while index < OTHER_REGISTER_WORDS {
@@ -49,15 +49,15 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
     write(record, used + copied);
 }
 
-/// Copies the stack from `sp` upwards behind the `used` bytes of the record, page by page until a
+/// Copies the stack from `start` upwards behind the `used` bytes of the record, page by page until a
 /// page can't be read. Returns the bytes copied.
 #[inline(always)]
-fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, sp: u64) -> u64 {
+fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, start: u64) -> u64 {
     let mut copied = 0;
     let mut left = opaque(MAX_STACK_COPY_BYTES as u64 / PAGE_BYTES + 1);
     while left != 0 {
         left -= 1;
-        let from = sp.wrapping_add(copied);
+        let from = start.wrapping_add(copied);
         let rest = MAX_STACK_COPY_BYTES as u64 - copied;
         let in_page = PAGE_BYTES - (from & (PAGE_BYTES - 1));
         let bytes = opaque(if in_page < rest { in_page } else { rest }) & !7;

@@ -13,7 +13,7 @@ use gimli::{
     RegisterRule, UnwindContext, UnwindExpression, UnwindSection as _, Value,
 };
 use object::{Object as _, ObjectSection as _, ObjectSegment as _};
-use profiler_common::record::{FRAME_ADDRESS, FRAME_EXACT, Sample};
+use profiler_common::record::{FRAME_ADDRESS, FRAME_EXACT, Sample, stack_copy_start};
 use profiler_common::row::{OTHER_REGISTERS, RBX};
 
 /// rbp, rsp and the return address (System V ABI, x86-64 supplement, figure 3.36).
@@ -120,7 +120,7 @@ pub fn unwind(sample: &Sample<'_>, modules: &Modules) -> (Vec<(u64, bool)>, End)
         OTHER_REGISTERS.iter().zip(sample.other_registers).map(|(number, value)| (*number, *value)).collect();
     registers.extend([(RBP.0, fp), (RSP.0, sp), (RBX, rbx)]);
     let mut frame = Frame { pc, exact: true, registers };
-    let memory = Memory { start: sp, words: sample.stack };
+    let memory = Memory { start: stack_copy_start(sp), words: sample.stack };
     let mut frames = vec![(pc, true)];
     loop {
         match frame.caller(&memory, modules) {

@@ -1,7 +1,7 @@
 //! Folded stacks: `process;outermost;...;innermost count`, a line per stack.
 //!
 //! `_[k]` marks kernel frames, `_[i]` functions inlined into the one before, `_[f]` frames that were
-//! found by the frame pointer, `_[?]` leaves whose caller may be missing. Callers that are missing show as a frame `[incomplete: reason]` right
+//! found by the frame pointer, `_[?]` those whose caller may be missing. Callers that are missing show as a frame `[incomplete: reason]` right
 //! after the process.
 
 use std::collections::BTreeMap;
@@ -50,10 +50,10 @@ fn stack(profile: &Profile, segments: &[String], sample: &Sample<'_>) -> String 
         stack.push_str(sample.labels.stop.name());
         stack.push(']');
     }
-    let doubtful = profile.caller_may_be_missing(sample.stack);
+    let doubtful: Vec<usize> = profile.callers_perhaps_missing(sample.stack).collect();
     for (place, id) in sample.stack.iter().enumerate().rev() {
         stack.push(SEPARATOR);
-        if doubtful == Some(place) {
+        if doubtful.contains(&place) {
             stack.push_str(&segment(profile, *id, Some(Mark::CallerMayBeMissing)));
         } else {
             stack.push_str(&segments[id.index()]);

@@ -28,7 +28,7 @@ pub(crate) enum Mark {
     Inlined,
     /// It was found by the frame pointer, for want of call frame information.
     ByFramePointer,
-    /// Its caller may be missing: the frame pointer led on from where the thread was interrupted.
+    /// Its caller may be missing: the frame pointer led on from where it was interrupted.
     CallerMayBeMissing,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn frames<'p>(profile: &'p Profile, id: LocationId) -> Vec<Frame<'p>>
     let key = profile.location_key(id);
     let mark = match (key.kind, key.found_by) {
         (FrameKind::Kernel, _) => Some(Mark::Kernel),
-        (FrameKind::User, FoundBy::FramePointer) => Some(Mark::ByFramePointer),
+        (FrameKind::User, FoundBy::FramePointer | FoundBy::FramePointerOfInterrupted) => Some(Mark::ByFramePointer),
         (FrameKind::User, FoundBy::Cfi) => None,
     };
     let lines = profile.lines(id).unwrap_or_default();

@@ -234,7 +234,7 @@ fn write_stack(text: &mut String, stack: &Stack<'_>, unseen: Option<&str>) {
 
 fn stack<'p>(profile: &'p Profile, sample: &Sample<'p>) -> Stack<'p> {
     let mut stack = Stack { frames: Vec::new(), incomplete: None };
-    let doubtful = profile.caller_may_be_missing(sample.stack);
+    let doubtful: Vec<usize> = profile.callers_perhaps_missing(sample.stack).collect();
     for (place, id) in sample.stack.iter().enumerate() {
         let key = profile.location_key(*id);
         let object = key.mapping.map_or("", |mapping| &profile[profile[mapping].path]);
@@ -248,7 +248,7 @@ fn stack<'p>(profile: &'p Profile, sample: &Sample<'p>) -> Stack<'p> {
                 mark: frame.mark,
             });
         }
-        if doubtful == Some(place)
+        if doubtful.contains(&place)
             && let Some(last) = stack.frames.last_mut()
         {
             last.mark = Some(Mark::CallerMayBeMissing);

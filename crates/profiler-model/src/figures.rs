@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use profiler_common::record::StopReason;
 
-use crate::location::FoundBy;
 use crate::profile::Profile;
 
 /// Counts over all samples of a profile. They saturate.
@@ -23,7 +22,7 @@ pub struct Figures {
     pub frames_without_symbols: u64,
     /// Frames that were found by the frame pointer.
     pub frames_by_frame_pointer: u64,
-    /// Samples whose leaf may lack its caller ([`Profile::caller_may_be_missing`]).
+    /// Samples that may lack a caller ([`Profile::callers_perhaps_missing`]).
     pub callers_perhaps_missing: u64,
 }
 
@@ -40,10 +39,10 @@ impl Figures {
             add(&mut figures.frames, sample.stack.len());
             let without = sample.stack.iter().filter(|id| profile.lines(**id).is_none_or(<[_]>::is_empty));
             add(&mut figures.frames_without_symbols, without.count());
-            let guessed = sample.stack.iter().filter(|id| profile.location_key(**id).found_by == FoundBy::FramePointer);
+            let guessed = sample.stack.iter().filter(|id| profile.location_key(**id).found_by.frame_pointer());
             add(&mut figures.frames_by_frame_pointer, guessed.count());
-            let doubtful = profile.caller_may_be_missing(sample.stack).is_some();
-            add(&mut figures.callers_perhaps_missing, usize::from(doubtful));
+            let doubtful = profile.callers_perhaps_missing(sample.stack).next();
+            add(&mut figures.callers_perhaps_missing, usize::from(doubtful.is_some()));
         }
         figures
     }

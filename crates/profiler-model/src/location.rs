@@ -33,6 +33,17 @@ pub enum FoundBy {
     Cfi,
     /// By the frame pointer, for want of call frame information.
     FramePointer,
+    /// So from where a thread was interrupted, by the sample or by a signal: a function that keeps no frame
+    /// leaves the register to its caller, so that this caller may be missing in between.
+    FramePointerOfInterrupted,
+}
+
+impl FoundBy {
+    /// Whether the frame pointer led here.
+    #[must_use]
+    pub const fn frame_pointer(self) -> bool {
+        matches!(self, Self::FramePointer | Self::FramePointerOfInterrupted)
+    }
 }
 
 /// What makes a location: known when the sample is taken, but for the mapping of kernel modules.

@@ -7,7 +7,7 @@ use profiler_common::address::Svma;
 use std::ops::Index;
 
 use crate::function::{Function, FunctionId, Functions};
-use crate::location::{FoundBy, FrameKind, Line, LocationId, LocationKey, Locations};
+use crate::location::{FoundBy, Line, LocationId, LocationKey, Locations};
 use crate::mapping::{Mapping, MappingId, Mappings};
 use crate::quality::Quality;
 use crate::sample::{Labels, Sample, Samples};
@@ -212,14 +212,11 @@ impl Profile {
         self.function_starts.get(&id).copied()
     }
 
-    /// The place in a stack (leaf first) of the user frame at which its thread was interrupted, if the
-    /// frame pointer led on from there: a function that keeps no frame leaves that register to its
-    /// caller, so its caller may be missing behind it. Calls further up are safe: who calls has a frame.
-    #[must_use]
-    pub fn caller_may_be_missing(&self, stack: &[LocationId]) -> Option<usize> {
-        let leaf = stack.iter().position(|id| self.location_key(*id).kind == FrameKind::User)?;
-        let caller = self.location_key(*stack.get(leaf + 1)?);
-        (caller.found_by == FoundBy::FramePointer).then_some(leaf)
+    /// The places in a stack (leaf first) of the frames between which and their caller one may be missing.
+    pub fn callers_perhaps_missing(&self, stack: &[LocationId]) -> impl Iterator<Item = usize> {
+        let found_by = |id: &LocationId| self.location_key(*id).found_by;
+        let callers = stack.iter().skip(1).enumerate();
+        callers.filter(move |(_place, id)| found_by(id) == FoundBy::FramePointerOfInterrupted).map(|(place, _id)| place)
     }
 
     /// All samples, in the order in which they first came.

@@ -147,7 +147,7 @@ fn figures_count_every_sample() {
     let mut profile = profile();
     let labels = labels(&mut profile);
     let known = profile.location(key(None, 1));
-    let unknown = profile.location(LocationKey { found_by: FoundBy::FramePointer, ..key(None, 2) });
+    let unknown = profile.location(LocationKey { found_by: FoundBy::FramePointerOfInterrupted, ..key(None, 2) });
     let lines = vec![line(&mut profile, "f"), line(&mut profile, "g")];
     profile.set_lines(known, lines);
     profile.add_sample(&[known, unknown], labels, 3);

@@ -1,7 +1,7 @@
 //! From the model's tables to pprof's.
 
 use indexmap::IndexSet;
-use profiler_model::{FoundBy, Function, Labels, LocationId, LocationKey, MappingId, Profile};
+use profiler_model::{Function, Labels, LocationId, LocationKey, MappingId, Profile};
 
 use super::proto;
 use crate::frame::{frames, function_name};
@@ -207,10 +207,10 @@ impl<'p> Tables<'p> {
     /// caller may be missing: their places in the stack, counted from 0 at the leaf.
     fn guesses(&mut self, stack: &[LocationId]) -> Vec<proto::Label> {
         let profile = self.profile;
-        let guessed = |id: &LocationId| profile.location_key(*id).found_by == FoundBy::FramePointer;
+        let guessed = |id: &LocationId| profile.location_key(*id).found_by.frame_pointer();
         let places = stack.iter().zip(0..).filter(|(id, _place)| guessed(id));
         let places = places.map(|(_id, place)| ("by_frame_pointer", place));
-        let doubtful = profile.caller_may_be_missing(stack).and_then(|place| i64::try_from(place).ok());
+        let doubtful = profile.callers_perhaps_missing(stack).filter_map(|place| i64::try_from(place).ok());
         let doubtful = doubtful.map(|place| ("caller_may_be_missing", place));
         let places: Vec<(&str, i64)> = places.chain(doubtful).collect();
         let mut label = |(key, num)| proto::Label {

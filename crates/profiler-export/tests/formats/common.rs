@@ -106,7 +106,7 @@ pub(crate) fn server() -> Profile {
     profile.add_sample(&[walk, walk, walk, main, start], server, 300);
     profile.add_sample(&[memcpy, walk, main, start], server, 90);
     // What called a library without call frame information.
-    let guess = LocationKey { found_by: FoundBy::FramePointer, ..*profile.location_key(walk) };
+    let guess = LocationKey { found_by: FoundBy::FramePointerOfInterrupted, ..*profile.location_key(walk) };
     let (lines, guessed) = (profile.lines(walk).map(<[Line]>::to_vec), profile.location(guess));
     profile.set_lines(guessed, lines.expect("set above"));
     profile.add_sample(&[memcpy, guessed, walk, main, start], server, 30);

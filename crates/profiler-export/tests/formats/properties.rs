@@ -235,8 +235,9 @@ fn frames_found_by_the_frame_pointer_are_told() {
     let sure = common::named(&mut profile, "sure", 1);
     let key = LocationKey { found_by: FoundBy::FramePointer, ..*profile.location_key(sure) };
     let guessed = profile.location(key);
+    let doubtful = profile.location(LocationKey { found_by: FoundBy::FramePointerOfInterrupted, ..key });
     let labels = common::labels(&mut profile, 1, "p");
-    profile.add_sample(&[sure, guessed, sure, guessed], labels, 1);
+    profile.add_sample(&[sure, doubtful, sure, guessed], labels, 1);
     let message = pprof::message(&profile);
     let text = |index: i64| message.string_table[usize::try_from(index).unwrap()].as_str();
     let guesses = message.sample[0].label.iter().filter(|label| text(label.key) == "by_frame_pointer");
