@@ -73,6 +73,9 @@ pub enum SessionError {
     /// Waiting for the kernel.
     #[error("cannot wait for the kernel's events: {0}")]
     Wait(#[from] io::Error),
+    /// The thread that stops others.
+    #[error("cannot start the thread that stops those to be looked at: {0}. Raise the limit: ulimit -u unlimited")]
+    Stopper(#[source] io::Error),
 }
 
 /// A recording that goes on.

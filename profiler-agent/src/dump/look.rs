@@ -5,6 +5,7 @@
 //! neither look finds it on a CPU and the count is the same.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::time::{Duration, Instant};
 
 use profiler_common::address::{Cpu, Pid, Tid};
@@ -13,13 +14,16 @@ use profiler_common::thread::{FLAG_32_BIT, FLAG_ON_CPU, FLAG_USER, Thread as Rec
 
 use super::memory::ThreadMemory;
 use super::status::Status;
-use crate::kernel::while_stopped;
+use crate::kernel::Stopper;
 use crate::locate::LocatedSample;
 use crate::session::{Session, SessionError};
 use crate::{clock, proc_fs};
 
 /// How long threads are looked at that switch too often to be read, or run too little to be sampled.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long one thread is waited for to stop, before others are looked at.
+const STOP: Duration = Duration::from_millis(10);
 
 /// From one look to the next, when threads are left.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -49,6 +53,11 @@ impl Sight {
     /// Of a thread that has ended, and is still listed.
     fn zombie(status: Status) -> Self {
         Self::Nothing(status, "it has ended, and nobody has waited for it".to_owned())
+    }
+
+    /// Of a thread that was not seen; why, if it is there still.
+    fn missed(tid: Tid, why: String) -> Self {
+        Status::of(tid, false).map_or(Self::Ended, |status| Self::Nothing(status, why))
     }
 }
 
@@ -180,20 +189,16 @@ fn header(record: &Record<'_>) -> SampleHeader {
 }
 
 fn give_up_on(threads: &mut Threads) {
+    let why = format!("it runs too little to be sampled, and too often to be read in {} s", PATIENCE.as_secs());
     for (tid, seen) in awaited(threads) {
-        seen.sight = match Status::of(*tid, false) {
-            None => Sight::Ended,
-            Some(status) => {
-                let why = "it runs too little to be sampled, and too often to be read";
-                Sight::Nothing(status, format!("{why} in {} s", PATIENCE.as_secs()))
-            }
-        };
+        seen.sight = Sight::missed(*tid, why.clone());
     }
 }
 
 /// Sees every thread of these processes by stopping it for a moment.
-pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Threads {
+pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Result<Threads, SessionError> {
     let end = Instant::now() + PATIENCE;
+    let stopper = Stopper::start().map_err(SessionError::Stopper)?;
     let mut threads = Threads::new();
     for pid in processes {
         for tid in proc_fs::threads(*pid) {
@@ -201,28 +206,39 @@ pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Thr
         }
     }
     loop {
-        let give_up = Instant::now() > end;
         let mut left = false;
         for (tid, seen) in awaited(&mut threads) {
-            match stop_and_read(session, *tid, seen, give_up) {
+            let now = Instant::now();
+            if now > end + PATIENCE {
+                seen.sight = Sight::missed(*tid, "there was no time left to stop it".to_owned());
+                continue;
+            }
+            match stop_and_read(session, &stopper, *tid, seen, now > end).await {
                 Some(sight) => seen.sight = sight,
                 None => left = true,
             }
         }
-        if !left || give_up {
-            return threads;
+        if !left {
+            return Ok(threads);
         }
         session.wait(PAUSE).await;
     }
 }
 
-/// `None` when it has to wait for a table.
-fn stop_and_read(session: &mut Session, tid: Tid, seen: &Seen, give_up: bool) -> Option<Sight> {
+/// `None` when it has to wait for a table, or until the thread stops.
+async fn stop_and_read(
+    session: &mut Session,
+    stopper: &Stopper,
+    tid: Tid,
+    seen: &Seen,
+    give_up: bool,
+) -> Option<Sight> {
     let Some(status) = Status::of(tid, false) else { return Some(Sight::Ended) };
     if status.is_over() {
         return Some(Sight::zombie(status));
     }
-    let read = while_stopped(tid, |stopped| {
+    let limit = if status.state == 'D' { Duration::ZERO } else { STOP };
+    let read = stopper.while_stopped(tid, limit, |stopped| {
         let flags = FLAG_USER | if stopped.is_32_bit { FLAG_32_BIT } else { 0 };
         let (pid, comm, registers) = (seen.pid, seen.comm, stopped.registers);
         let other_registers = stopped.other.as_slice();
@@ -230,16 +246,17 @@ fn stop_and_read(session: &mut Session, tid: Tid, seen: &Seen, give_up: bool) ->
         let mut memory = ThreadMemory::new(tid, stopped.other);
         session.locate(header(&record), &[], &mut memory, give_up).map(|sample| (sample, stopped.is_32_bit))
     });
-    match read {
+    match read.await {
         Ok(None) => None,
         Ok(Some((sample, is_32_bit))) => {
             session.take_in(sample);
             let system_call = status.system_call.map(|call| if is_32_bit { call.without_name() } else { call });
             Some(Sight::Stack(Status { system_call, ..status }))
         }
-        Err(error) => match Status::of(tid, false) {
-            None => Some(Sight::Ended),
-            Some(status) => Some(Sight::Nothing(status, format!("it can't be stopped: {error}"))),
-        },
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => give_up.then(|| {
+            let why = format!("it did not stop in {} s: nothing interrupts the call that it is in", PATIENCE.as_secs());
+            Sight::missed(tid, why)
+        }),
+        Err(error) => Some(Sight::missed(tid, format!("it can't be stopped: {error}"))),
     }
 }

@@ -81,7 +81,7 @@ async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
     for _ in 0..options.times.get() {
         session.forget_threads();
         threads = if by_stopping {
-            look::by_stopping(&mut session, &pids).await
+            look::by_stopping(&mut session, &pids).await?
         } else {
             look::in_place(&mut session).await?
         };

@@ -28,7 +28,7 @@ pub(crate) use load::POINTER_AUTH_MASK;
 pub use load::{Kernel, LoadOptions, Sampling};
 pub use memory::read_memory;
 pub use programs::{ProgramFigures, verifier_report};
-pub use ptrace::{Stopped, while_stopped};
+pub use ptrace::{Stopped, Stopper};
 pub use records::Records;
 pub use tables::{Followed, Tables};
 pub use wake::Wake;

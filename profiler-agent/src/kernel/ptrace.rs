@@ -3,14 +3,15 @@
 //! `PTRACE_SEIZE` and `PTRACE_INTERRUPT` (ptrace(2)) send no signal, and a process that was stopped stays
 //! stopped. But system calls that are not restarted after a stop (`epoll_wait`, see signal(7)) return EINTR.
 
+use std::collections::HashMap;
 use std::io;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use profiler_common::address::Tid;
 use profiler_common::record::OTHER_REGISTER_WORDS;
-
-/// How long a thread may take to stop. In an uninterruptible system call it does not, until that is over.
-const STOP: Duration = Duration::from_millis(100);
+use tokio::sync::oneshot;
 
 /// The general registers of the largest regset, in words: `struct user_regs_struct` on x86_64 has 27,
 /// `struct user_pt_regs` on aarch64 has 34.
@@ -27,21 +28,89 @@ pub struct Stopped {
     pub other: [u64; OTHER_REGISTER_WORDS],
 }
 
-/// Stops a thread, calls `read` while it stands, and lets it go on.
-///
-/// # Errors
-/// When it may not be stopped (it has ended, or somebody else traces it), or does not stop in 100 ms.
-pub fn while_stopped<T>(tid: Tid, read: impl FnOnce(Stopped) -> T) -> io::Result<T> {
-    let mut attached = Attached::to(tid)?;
-    attached.stop()?;
-    Ok(read(attached.registers()?))
+/// Stops threads, one at a time, from a thread of its own. When that ends, the kernel lets go of all that it
+/// traced (ptrace(2)), and of those, too, that were told to stop and have not yet: nobody else can.
+pub struct Stopper {
+    requests: Option<mpsc::SyncSender<Request>>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// A thread that is traced by us. Dropping it lets the thread go on.
+/// A thread that is to be stopped until `over` has no sender any more.
+struct Request {
+    tid: Tid,
+    limit: Duration,
+    stopped: oneshot::Sender<io::Result<Stopped>>,
+    over: mpsc::Receiver<()>,
+}
+
+impl Stopper {
+    /// Starts its thread.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn start() -> io::Result<Self> {
+        let (requests, received) = mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name("stopper".to_owned()).spawn(move || serve(&received))?;
+        Ok(Self { requests: Some(requests), thread: Some(thread) })
+    }
+
+    /// Stops a thread, calls `read` while it stands, and lets it go on. In an uninterruptible system call it does
+    /// not stop until that is over. One that did not stop in time may be asked for again, and is not waited for then.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::TimedOut`] when it does not stop within `limit`; others when it may not be stopped (it has
+    /// ended, or somebody else traces it).
+    pub async fn while_stopped<T>(&self, tid: Tid, limit: Duration, read: impl FnOnce(Stopped) -> T) -> io::Result<T> {
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        let (stopped, answer) = oneshot::channel();
+        let (_reading, over) = mpsc::sync_channel(1);
+        let requests = self.requests.as_ref().ok_or_else(gone)?;
+        requests.send(Request { tid, limit, stopped, over }).map_err(|_ended| gone())?;
+        let stopped = answer.await.map_err(|_ended| gone())??;
+        Ok(read(stopped))
+    }
+}
+
+impl Drop for Stopper {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            let _panicked = thread.join();
+        }
+    }
+}
+
+fn serve(requests: &mpsc::Receiver<Request>) {
+    // Those that have not stopped yet.
+    let mut late: HashMap<Tid, Attached> = HashMap::new();
+    for Request { tid, limit, stopped, over } in requests {
+        let (attached, limit) = match late.remove(&tid) {
+            Some(attached) => (Ok(attached), Duration::ZERO),
+            None => (Attached::to(tid), limit),
+        };
+        let mut attached = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                let _nobody_waits = stopped.send(Err(error));
+                continue;
+            }
+        };
+        let registers = attached.wait(limit).and_then(|()| attached.registers());
+        let stands = registers.is_ok();
+        if registers.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            late.insert(tid, attached);
+        }
+        if stopped.send(registers).is_ok() && stands {
+            let _no_sender = over.recv();
+        }
+    }
+}
+
+/// A thread that is traced by us, and was told to stop. Dropping it lets the thread go on if it has stopped.
 struct Attached {
     tid: libc::pid_t,
-    /// A signal that it was given as it stopped: it gets it when it goes on.
-    signal: libc::c_int,
+    /// It stands; then, a signal that it was given as it stopped: it gets it when it goes on.
+    stands: Option<libc::c_int>,
 }
 
 impl Attached {
@@ -49,24 +118,26 @@ impl Attached {
         let tid = tid.0.cast_signed();
         // SAFETY: no memory of ours is named.
         check(unsafe { libc::ptrace(libc::PTRACE_SEIZE, tid, 0, 0) })?;
-        Ok(Self { tid, signal: 0 })
+        let attached = Self { tid, stands: None };
+        // SAFETY: no memory of ours is named.
+        check(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, tid, 0, 0) })?;
+        Ok(attached)
     }
 
-    fn stop(&mut self) -> io::Result<()> {
-        // SAFETY: no memory of ours is named.
-        check(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, self.tid, 0, 0) })?;
-        let end = Instant::now() + STOP;
+    /// Waits until it stands.
+    fn wait(&mut self, limit: Duration) -> io::Result<()> {
+        let end = Instant::now() + limit;
         loop {
             let mut status = 0;
             // SAFETY: `status` is ours and lives as long as the call.
             let waited = unsafe { libc::waitpid(self.tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
             match waited {
-                0 if Instant::now() > end => return Err(io::ErrorKind::TimedOut.into()),
+                0 if Instant::now() >= end => return Err(io::ErrorKind::TimedOut.into()),
                 0 => std::thread::sleep(Duration::from_micros(50)),
                 -1 => return Err(io::Error::last_os_error()),
                 _ if libc::WIFSTOPPED(status) => {
                     let is_signal = status >> 16 != libc::PTRACE_EVENT_STOP;
-                    self.signal = if is_signal { libc::WSTOPSIG(status) } else { 0 };
+                    self.stands = Some(if is_signal { libc::WSTOPSIG(status) } else { 0 });
                     return Ok(());
                 }
                 _ => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
@@ -86,9 +157,14 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // A thread that did not stop can't be detached: it is when we end, and goes on meanwhile.
-        // SAFETY: no memory of ours is named; the last argument is the number of a signal.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH, self.tid, 0, self.signal) };
+        if self.stands.is_none() {
+            // What stands is let go of here, with its signal; the rest, as our thread ends.
+            let _not_yet = self.wait(Duration::ZERO);
+        }
+        if let Some(signal) = self.stands {
+            // SAFETY: no memory of ours is named; the last argument is the number of a signal.
+            unsafe { libc::ptrace(libc::PTRACE_DETACH, self.tid, 0, signal) };
+        }
     }
 }
 
@@ -120,15 +196,71 @@ mod tests {
 
     use super::*;
 
+    /// Enough for one that can stop.
+    const LIMIT: Duration = Duration::from_millis(500);
+
+    fn stop(stopper: &Stopper, tid: Tid) -> io::Result<Stopped> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(stopper.while_stopped(tid, LIMIT, |stopped| stopped))
+    }
+
     #[test]
     fn a_stopped_thread_shows_its_registers_and_goes_on() {
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let tid = Tid(child.id());
-        let stopped = while_stopped(tid, |stopped| stopped).unwrap();
-        assert!(!stopped.is_32_bit && stopped.registers[0] != 0 && stopped.registers[1] % 8 == 0, "{stopped:?}");
-        assert!(!while_stopped(tid, |stopped| stopped.is_32_bit).unwrap(), "it was let go");
+        let stopper = Stopper::start().unwrap();
+        let stopped = stop(&stopper, tid).unwrap();
+        assert!(
+            !stopped.is_32_bit && stopped.registers[0] != 0 && stopped.registers[1].is_multiple_of(8),
+            "{stopped:?}"
+        );
+        assert!(!stop(&stopper, tid).unwrap().is_32_bit, "it was let go");
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
-        assert!(while_stopped(tid, |_| ()).is_err(), "it has ended");
+        assert!(stop(&stopper, tid).is_err(), "it has ended");
+    }
+
+    /// A process that can't be interrupted until this pipe is closed: it waits for a child, as vfork(2) does.
+    fn uninterruptible() -> (libc::pid_t, std::io::PipeWriter) {
+        use std::os::fd::AsRawFd as _;
+        let (reader, writer) = std::io::pipe().unwrap();
+        // SAFETY: until its end the child makes nothing but system calls.
+        let pid = unsafe { libc::fork() };
+        if pid != 0 {
+            return (pid, writer);
+        }
+        // SAFETY: nobody uses this descriptor any more.
+        unsafe { libc::close(writer.as_raw_fd()) };
+        let mut byte = 0_u8;
+        // SAFETY: with these flags it is a fork: the new process has a memory of its own.
+        if unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_VFORK | libc::SIGCHLD, 0, 0, 0, 0) } == 0 {
+            // SAFETY: `byte` is ours and lives as long as the call.
+            unsafe { libc::read(reader.as_raw_fd(), (&raw mut byte).cast(), 1) };
+        }
+        // SAFETY: it runs nothing of ours any more.
+        unsafe { libc::_exit(0) }
+    }
+
+    #[test]
+    fn who_does_not_stop_in_time_is_not_stopped_later() {
+        let (pid, hold) = uninterruptible();
+        let end = Instant::now() + Duration::from_secs(30);
+        let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        while !stat().contains(") D ") && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let stopper = Stopper::start().unwrap();
+        for _ in 0..2 {
+            let error = stop(&stopper, Tid(pid.cast_unsigned())).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        }
+        drop(stopper);
+        drop(hold);
+        let mut status = 0;
+        // SAFETY: `status` is ours and lives as long as the call.
+        while unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(libc::WIFEXITED(status), "{status:#x}");
     }
 }
