@@ -180,6 +180,7 @@ fn thousand_looks_interrupt_nothing() {
     let dump = lab.dump(&[server.0.id()], &["--json", "--times", "1000"]);
     let thread = dump.thread("epoll");
     assert_eq!(thread.lacks(), None);
+    assert!(!dump.stderr.contains("looks did not see"), "{}", dump.stderr);
     assert!(thread.user().windows(3).any(|frames| frames == ["main", "serve", "wait_for_event"]), "{thread:?}");
     assert_eq!(server.interrupted(), 0);
 
@@ -190,6 +191,7 @@ fn thousand_looks_interrupt_nothing() {
         let dump = lab.dump(&[pid], &["--json", "--times", "300"]);
         over.store(true, Ordering::Relaxed);
         let thread = dump.thread("epoll");
+        assert!(!dump.stderr.contains("looks did not see"), "{}", dump.stderr);
         assert!(thread.lacks().is_none() && thread.user().contains(&"main"), "{thread:?}");
         client.join().unwrap()
     });

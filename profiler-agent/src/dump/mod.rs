@@ -78,6 +78,7 @@ async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
     let by_stopping = options.ptrace || why_not.is_some();
     let pids: Vec<Pid> = options.pid.iter().copied().map(Pid).collect();
     let mut threads = Threads::new();
+    let mut missed = 0;
     for _ in 0..options.times.get() {
         session.forget_threads();
         threads = if by_stopping {
@@ -85,8 +86,12 @@ async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
         } else {
             look::in_place(&mut session).await?
         };
+        missed += u32::from(threads.values().any(|seen| matches!(seen.sight, Sight::Nothing(..))));
     }
     let mut profile = session.finish(started_ns).await?;
+    if missed > 0 && options.times.get() > 1 {
+        profile.add_note(&format!("{missed} of {} looks did not see every thread", options.times));
+    }
     if by_stopping {
         let why = why_not.map_or_else(|| "as was asked for".to_owned(), |why| format!("in place it did not go: {why}"));
         profile.add_note(&format!(

@@ -3,17 +3,19 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use profiler_common::address::Tid;
+use profiler_common::address::{MonotonicNs, Tid};
 use profiler_common::record::{Sample, SampleHeader};
 use profiler_common::step::Machine;
 
 use super::{FINISH, Session, SessionError};
+use crate::clock;
 use crate::kernel::KernelError;
 use crate::locate::{LocatedSample, locate_standing, recheck};
 
 /// The threads that were seen, and those that wait for it.
-#[derive(Default)]
 pub(super) struct Picked {
+    /// When the look began: what is older was left in the ring by the one before.
+    since: MonotonicNs,
     /// Those of which a sample is wanted.
     awaited: HashSet<Tid>,
     /// The samples that came.
@@ -23,9 +25,14 @@ pub(super) struct Picked {
 }
 
 impl Picked {
+    fn since(since: MonotonicNs) -> Self {
+        Self { since, awaited: HashSet::new(), records: Vec::new(), standing: Vec::new() }
+    }
+
     /// Keeps the record if it is the first of a thread of which one is wanted.
     pub(super) fn offer(&mut self, record: &[u64]) {
-        if Sample::decode(record).is_ok_and(|sample| self.awaited.remove(&sample.header.tid)) {
+        let Ok(Sample { header, .. }) = Sample::decode(record) else { return };
+        if header.time >= self.since && self.awaited.remove(&header.tid) {
             self.records.push(record.into());
         }
     }
@@ -54,7 +61,7 @@ impl Session {
         if !threads.is_empty() {
             self.sampling.start()?;
         }
-        self.picked.get_or_insert_default().awaited = threads;
+        self.look().awaited = threads;
         Ok(())
     }
 
@@ -62,7 +69,7 @@ impl Session {
     pub(crate) async fn wait(&mut self, time: Duration) -> &HashSet<Tid> {
         self.run_until(tokio::time::sleep(time)).await;
         self.drain();
-        &self.picked.get_or_insert_default().awaited
+        &self.look().awaited
     }
 
     /// Unwinds a thread that stands. `None` when it has to wait for a table, which is asked for then.
@@ -86,12 +93,16 @@ impl Session {
 
     /// Takes in the stack of a thread that stood.
     pub(crate) fn take_in(&mut self, sample: LocatedSample) {
-        self.picked.get_or_insert_default().standing.push(sample);
+        self.look().standing.push(sample);
     }
 
     /// Forgets what was seen of threads.
     pub(crate) fn forget_threads(&mut self) {
-        self.picked = Some(Picked::default());
+        self.picked = Some(Picked::since(clock::monotonic()));
+    }
+
+    fn look(&mut self) -> &mut Picked {
+        self.picked.get_or_insert_with(|| Picked::since(clock::monotonic()))
     }
 
     /// Sends on what was seen, now that all is known that was mapped then.
@@ -104,6 +115,30 @@ impl Session {
             self.waiting.push(&record);
         }
         // Sampling has ended.
-        self.picked = Some(Picked::default());
+        self.forget_threads();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_common::record::{HEADER_WORDS, shape_word, word};
+
+    use super::*;
+
+    #[test]
+    fn a_look_takes_its_own_samples_each_thread_once() {
+        let record = |tid: u64, time_ns| {
+            let mut words = [0; HEADER_WORDS];
+            words[word::SHAPE] = shape_word(0, 0, 0, 0);
+            words[word::TIME_NS] = time_ns;
+            words[word::PID_TID] = 7 | tid << 32;
+            words
+        };
+        let mut picked = Picked::since(MonotonicNs(100));
+        picked.awaited = HashSet::from([Tid(8), Tid(9)]);
+        for (tid, time_ns, kept) in [(8, 99, 0), (8, 100, 1), (8, 101, 1), (7, 102, 1), (9, 103, 2)] {
+            picked.offer(&record(tid, time_ns));
+            assert_eq!(picked.records.len(), kept, "{tid} at {time_ns}");
+        }
     }
 }
