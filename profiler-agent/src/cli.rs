@@ -110,6 +110,9 @@ pub struct DumpOptions {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// What unwind tables may take.
+    #[command(flatten)]
+    pub tables: TableOptions,
     /// Show source files below FROM as below TO; of several the longest FROM counts. Repeatable
     #[arg(long, value_name = "FROM=TO")]
     pub source_map: Vec<Rule>,
@@ -119,6 +122,19 @@ pub struct DumpOptions {
     /// Look at the threads so many times, and show what the last look saw
     #[arg(long, hide = true, default_value = "1")]
     pub times: NonZeroU32,
+}
+
+/// What unwind tables may take.
+#[derive(Debug, Args)]
+pub struct TableOptions {
+    /// Memory to make do with, 16M to 64G: a quarter of it is for unwind tables, and at that bound those
+    /// not in use make room
+    #[arg(long, value_name = "BYTES", default_value = "128M", value_parser = parse_memory)]
+    pub memory: u64,
+    /// Folder in which to keep unwind tables that take long to build, or `none`. It must be safe: ours, and
+    /// no other user may write there or above (default: /var/cache/spanflame for root, otherwise none)
+    #[arg(long, value_name = "DIR|none")]
+    pub table_cache: Option<PathBuf>,
 }
 
 /// `spanflame record`.
@@ -142,14 +158,9 @@ pub struct Record {
     #[arg(short = 'F', long, value_name = "HZ", default_value = "99", value_parser = parse_frequency,
           allow_hyphen_values = true)]
     pub frequency: NonZeroU32,
-    /// Memory to make do with, 16M to 64G: a quarter of it is for unwind tables, and at that bound those
-    /// not in use make room
-    #[arg(long, value_name = "BYTES", default_value = "128M", value_parser = parse_memory)]
-    pub memory: u64,
-    /// Folder in which to keep unwind tables that take long to build, or `none`. It must be safe: ours, and
-    /// no other user may write there or above (default: /var/cache/spanflame for root, otherwise none)
-    #[arg(long, value_name = "DIR|none")]
-    pub table_cache: Option<PathBuf>,
+    /// What unwind tables may take.
+    #[command(flatten)]
+    pub tables: TableOptions,
     /// Ask the servers in DEBUGINFOD_URLS for debug information that is not here, when sampling is over: they are
     /// told the build ids of programs and libraries in the profile. What they send is kept in
     /// DEBUGINFOD_CACHE_PATH (default: /var/cache/spanflame/debuginfod for root, otherwise in ~/.cache)

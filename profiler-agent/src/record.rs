@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::cache_folder::{self, FolderError};
-use crate::cli::{self, Record};
+use crate::cli::{self, Record, TableOptions};
 use crate::debuginfod::{Debuginfod, DebuginfodError};
 use crate::ending::{Stopped, end_command};
 use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, online_cpus, terminal};
@@ -186,7 +186,7 @@ pub(crate) async fn start(options: &Record, launched: Option<&Launched>) -> Resu
     let about = about(title(options), options.frequency);
     let sources = SourceMap::new(&options.source_map);
     let mut session = Session::build(&load_options(options)?, interest(options, launched), about, sources)?;
-    if let Some(cache) = table_cache(options)? {
+    if let Some(cache) = table_cache(&options.tables)? {
         session.cache_tables(cache);
     }
     if options.debuginfod {
@@ -301,17 +301,14 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
     const LEAST_RING_BYTES: u32 = 4 << 20;
     const MOST_RING_BYTES: u32 = 16 << 20;
     const SIDEBAND_BYTES: usize = 16 << 20;
-    /// The part of all memory that is for unwind rows.
-    const ROWS_SHARE: u64 = 4;
     let cpus = online_cpus()?.len() as u64;
     let quarter_second = cpus * u64::from(options.frequency.get()) * USUAL_RECORD_BYTES / 4;
     let ring_bytes = u32::try_from(quarter_second.next_power_of_two()).unwrap_or(MOST_RING_BYTES);
-    let row_chunks = u32::try_from(options.memory / ROWS_SHARE / CHUNK_BYTES as u64).unwrap_or(u32::MAX);
     Ok(LoadOptions {
         sample_all: options.all,
         follow_children: !options.no_children,
         frequency_hz: options.frequency.get(),
-        row_chunks,
+        row_chunks: row_chunks(&options.tables),
         ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),
         sideband_bytes: SIDEBAND_BYTES,
         unwind: !options.no_unwind,
@@ -320,8 +317,15 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
     })
 }
 
+/// The pieces of memory that are for unwind rows.
+pub(crate) fn row_chunks(options: &TableOptions) -> u32 {
+    /// The part of all memory that they are.
+    const ROWS_SHARE: u64 = 4;
+    u32::try_from(options.memory / ROWS_SHARE / CHUNK_BYTES as u64).unwrap_or(u32::MAX)
+}
+
 /// The cache that was asked for; the usual one where it can be had.
-fn table_cache(options: &Record) -> Result<Option<TableCache>, TableCacheError> {
+pub(crate) fn table_cache(options: &TableOptions) -> Result<Option<TableCache>, TableCacheError> {
     const USUAL: &str = "/var/cache/spanflame";
     match options.table_cache.as_deref() {
         Some(path) if path.as_os_str() == "none" => Ok(None),

@@ -78,6 +78,19 @@ fn threads_are_whole_whether_they_run_or_wait() {
 }
 
 #[test]
+fn tables_are_kept_for_the_next_time() {
+    let Some(lab) = lab() else { return };
+    let program = Program::start(&lab.workload("bulky"), &["100000"]);
+    // Not in the usual place for such: others may write there.
+    let folder = tempfile::tempdir_in("/var/cache").unwrap();
+    let cache = folder.path().join("tables");
+    let dump = lab.dump(&[program.pid()], &["--json", "--memory", "64M", "--table-cache", cache.to_str().unwrap()]);
+    let thread = dump.thread("bulky");
+    assert!(thread.lacks().is_none() && thread.user().contains(&"outer"), "{thread:?}");
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 1);
+}
+
+#[test]
 fn text_is_for_terminals() {
     let Some(lab) = lab() else { return };
     let program = waiting(&lab, 3);

@@ -36,7 +36,7 @@ use self::generated::Generated;
 use self::packages::Packages;
 use self::report::{Findings, Report};
 use self::run_time::RunTime;
-use crate::cli::{self, Doctor, Record};
+use crate::cli::{self, Doctor, Record, TableOptions};
 use crate::kernel::{check_frequency, check_support};
 use crate::record::{self, RecordError};
 use crate::signals::Signals;
@@ -81,8 +81,7 @@ fn recording(options: &Doctor) -> Record {
         no_children: true,
         duration: Some(options.duration),
         frequency: options.frequency,
-        memory: MEMORY_BYTES,
-        table_cache: None,
+        tables: TableOptions { memory: MEMORY_BYTES, table_cache: None },
         debuginfod: false,
         output: Vec::new(),
         source_map: Vec::new(),

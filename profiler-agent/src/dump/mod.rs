@@ -14,7 +14,7 @@ use profiler_model::Profile;
 use self::look::{Seen, Sight, Threads};
 use crate::cli::{self, DumpOptions};
 use crate::kernel::{LoadOptions, check_frequency, check_support};
-use crate::record::{RecordError, check_pids, raise_open_files, title_of};
+use crate::record::{RecordError, check_pids, raise_open_files, row_chunks, table_cache, title_of};
 use crate::session::{Session, about};
 use crate::signals::Signals;
 use crate::source_map::SourceMap;
@@ -61,7 +61,7 @@ async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
         sample_all: false,
         follow_children: false,
         frequency_hz,
-        row_chunks: 8,
+        row_chunks: row_chunks(&options.tables),
         ring_bytes: 4 << 20,
         sideband_bytes: 16 << 20,
         unwind: true,
@@ -72,6 +72,9 @@ async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
         about(title_of(&options.pid), std::num::NonZeroU32::new(frequency_hz).unwrap_or(std::num::NonZeroU32::MIN));
     let interest = Interest::Only { pids, children: false, launched: false };
     let mut session = Session::build(&load, interest, about, SourceMap::new(&options.source_map))?;
+    if let Some(cache) = table_cache(&options.tables)? {
+        session.cache_tables(cache);
+    }
     session.get_ready().await;
     let started_ns = clock::monotonic().0;
     let why_not = session.without_threads().map(ToString::to_string);
