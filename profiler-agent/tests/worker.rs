@@ -6,6 +6,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 use common::{Scratch, open, run, symbol, worker};
 use profiler_agent::debug_files::Place;
 use profiler_agent::worker::{
-    Description, FileError, FileKey, Frame, GeneratedNames, MAX_ADDRESSES, MapKey, Meaning, QUEUE_REQUESTS, Question,
-    Reply, Role, Worker, WorkerFailure,
+    Description, FileError, FileKey, Frame, GeneratedNames, MAX_ADDRESSES, MAX_REPLY_BYTES, MapKey, Meaning,
+    QUEUE_REQUESTS, Question, Reply, Role, Worker, WorkerFailure,
 };
 use profiler_common::address::{MonotonicNs, Svma, VirtualAddress};
 use rustix::process::{Pid, Signal};
@@ -373,6 +374,20 @@ async fn memory_is_bounded() {
     let answer = symbols(&mut worker, &big, &[Svma(0x1000)]).await;
     assert!(matches!(answer, Err(FileError::Corrupt(_))), "{answer:?}");
     assert_eq!((worker.child_id().is_some(), worker.restarts()), (true, 0));
+}
+
+/// A child that a file has taken over sends a table without end, in the smallest pieces that there are.
+#[tokio::test]
+async fn a_table_in_too_many_pieces_is_refused() {
+    const PIECE: [u8; 12] = [0, 0, 1, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+    let scratch = Scratch::new("pieces");
+    let (pieces, program) = (scratch.0.join("pieces"), scratch.0.join("program"));
+    fs::write(&pieces, PIECE.repeat(MAX_REPLY_BYTES / PIECE.len() + 1)).unwrap();
+    fs::write(&program, format!("#!/bin/sh\ncat {} >&0\n", pieces.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    let mut worker = Worker::later(Role::Tables, &program);
+    let refused = WorkerFailure::Nonsense("a table that is too long");
+    assert_eq!(table(&mut worker, open(&program)).await, Err(FileError::Worker(refused)));
 }
 
 #[tokio::test]

@@ -242,8 +242,10 @@ struct Request {
 struct Flight {
     deadline: Option<Instant>,
     sent_bytes: usize,
-    /// The header and the payload, as far as they came.
+    /// The header and the payload, as far as they came, and before them pieces that were taken in.
     received: Vec<u8>,
+    /// Bytes of those pieces.
+    taken_bytes: usize,
     /// How many files the child asked for.
     questions: u32,
     /// The answer to the question in `received`, until it is sent.
@@ -251,20 +253,28 @@ struct Flight {
     /// Files known by build id that the child asked for in vain, and the build ids of others.
     lacking: Vec<DebugFile>,
     found: Vec<Vec<u8>>,
-    /// What came before of a table that comes in pieces, and in how many bytes.
+    /// What came before of a table that comes in pieces, and in how many bytes, with headers.
     parts: Vec<Part>,
     parts_bytes: usize,
 }
 
 impl Flight {
+    /// What is not taken in yet.
+    fn waiting(&self) -> &[u8] {
+        self.received.get(self.taken_bytes..).unwrap_or_default()
+    }
+
+    fn payload(&self) -> &[u8] {
+        self.waiting().get(Header::BYTES..).unwrap_or_default()
+    }
+
     /// Looks for the file that the child asks for, unless that was done before the future was dropped.
     fn look_for_wanted(&mut self, request: &Request, downloaded: Option<&DebugCache>) -> Result<(), &'static str> {
         if self.answer.is_some() {
             return Ok(());
         }
         let place = request.place.as_ref().ok_or("a question for a file")?;
-        let payload = self.received.get(Header::BYTES..).unwrap_or_default();
-        let (wanted, candidate) = debug_message::decode(payload)?;
+        let (wanted, candidate) = debug_message::decode(self.payload())?;
         self.questions += 1;
         if self.questions > debug_message::MAX_QUESTIONS {
             return Err("questions without end");
@@ -281,11 +291,14 @@ impl Flight {
 
     /// Takes in a piece of a table, behind its header; what follows stays.
     fn take_parts(&mut self, header: Header) -> Result<(), &'static str> {
-        self.parts_bytes += header.payload_bytes;
-        let end = Header::BYTES + header.payload_bytes;
-        let payload = self.received.get(Header::BYTES..end).filter(|_| self.parts_bytes <= MAX_REPLY_BYTES);
-        table_message::decode_parts(payload.ok_or("a table that is too long")?, &mut self.parts)?;
-        self.received.drain(..end);
+        let piece_bytes = Header::BYTES + header.payload_bytes;
+        self.parts_bytes += piece_bytes;
+        if self.parts_bytes > MAX_REPLY_BYTES {
+            return Err("a table that is too long");
+        }
+        let piece = self.received.get(self.taken_bytes..).and_then(|waiting| waiting.get(Header::BYTES..piece_bytes));
+        table_message::decode_parts(piece.unwrap_or_default(), &mut self.parts)?;
+        self.taken_bytes += piece_bytes;
         Ok(())
     }
 }
@@ -301,10 +314,11 @@ enum Answer {
 
 impl Answer {
     fn decode(role: Role, request: &Request, header: Header, flight: &mut Flight) -> Result<Self, &'static str> {
-        let payload = flight.received.get(Header::BYTES..).unwrap_or_default();
+        let parts = std::mem::take(&mut flight.parts);
+        let payload = flight.payload();
         Ok(match (header.status, role) {
             (Status::Done, Role::Tables) => {
-                let (table, source) = table_message::decode_answer(std::mem::take(&mut flight.parts), payload)?;
+                let (table, source) = table_message::decode_answer(parts, payload)?;
                 Self::Table(table, source)
             }
             (Status::Done, Role::Symbols) => Self::Symbols(message::decode_symbols(&request.words, payload)?),
@@ -405,7 +419,7 @@ impl Link {
         if let Err(error) = self.socket.async_io(Interest::WRITABLE, attempt).await {
             return Err(self.ending(&error).await);
         }
-        (flight.answer, flight.received) = (None, Vec::new());
+        (flight.answer, flight.received, flight.taken_bytes) = (None, Vec::new(), 0);
         Ok(())
     }
 
@@ -413,16 +427,19 @@ impl Link {
     /// the next header may be there already.
     async fn receive(&mut self, flight: &mut Flight) -> Result<Header, WorkerFailure> {
         loop {
-            let received = &mut flight.received;
-            if let Some(header) = received.first_chunk::<{ Header::BYTES }>() {
+            let waiting = flight.waiting();
+            if let Some(header) = waiting.first_chunk::<{ Header::BYTES }>() {
                 let header = Header::decode(*header).map_err(WorkerFailure::Nonsense)?;
-                match received.len().cmp(&(Header::BYTES + header.payload_bytes)) {
+                match waiting.len().cmp(&(Header::BYTES + header.payload_bytes)) {
                     Ordering::Less => {}
                     Ordering::Equal => return Ok(header),
                     Ordering::Greater if header.more => return Ok(header),
                     Ordering::Greater => return Err(WorkerFailure::Nonsense("more than its length says")),
                 }
             }
+            let received = &mut flight.received;
+            // Once for all the pieces of a read: each may be a few bytes, and much may be behind it.
+            received.drain(..std::mem::take(&mut flight.taken_bytes));
             received.reserve(READ_BYTES);
             let read = async {
                 self.socket.readable().await?;
