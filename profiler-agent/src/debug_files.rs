@@ -15,7 +15,9 @@
 //! All in the root directory of the process that runs it, and `/usr/lib/debug` also in ours. What has a build
 //! id may also be among the files that servers sent.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::hash::{BuildHasher as _, RandomState};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -75,6 +77,41 @@ impl DebugFile {
         match self {
             Self::BuildId(id) | Self::Supplement { build_id: id, .. } => Some(id),
             Self::Link(_) | Self::Package | Self::SplitUnit { .. } => None,
+        }
+    }
+}
+
+/// Parts of executables that were looked for in vain. There may be one for each compilation unit, and who reads
+/// the executable may have to begin anew for each request.
+#[derive(Debug, Default)]
+pub(crate) struct Missing {
+    /// By whom and what: 1 MiB, where paths would be hundreds.
+    hashes: HashSet<u64>,
+    state: RandomState,
+}
+
+impl Missing {
+    /// With so many all are forgotten.
+    const MOST: usize = 65_536;
+
+    /// Whether this was looked for already. `executable` is any number that stands for it.
+    pub(crate) fn has(&self, executable: u32, wanted: &DebugFile) -> bool {
+        self.hash(executable, wanted).is_some_and(|hash| self.hashes.contains(&hash))
+    }
+
+    /// Remembers that it is not there. Other files than split units are few, and may come later.
+    pub(crate) fn note(&mut self, executable: u32, wanted: &DebugFile) {
+        let Some(hash) = self.hash(executable, wanted) else { return };
+        if self.hashes.len() >= Self::MOST {
+            self.hashes.clear();
+        }
+        self.hashes.insert(hash);
+    }
+
+    fn hash(&self, executable: u32, wanted: &DebugFile) -> Option<u64> {
+        match wanted {
+            DebugFile::SplitUnit { folder, name } => Some(self.state.hash_one((executable, folder, name))),
+            DebugFile::BuildId(_) | DebugFile::Link(_) | DebugFile::Supplement { .. } | DebugFile::Package => None,
         }
     }
 }

@@ -27,7 +27,7 @@ use super::{
     Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Question, Reply, Role, TableSource, WorkerFailure,
     debug_message, description_message, name_message, table_message,
 };
-use crate::debug_files::{self, DebugFile, Place};
+use crate::debug_files::{self, DebugFile, Missing, Place};
 use crate::debuginfod::DebugCache;
 
 /// Requests that may wait: each holds a file descriptor open. More are refused, for the caller to
@@ -39,6 +39,10 @@ const READ_BYTES: usize = 256 << 10;
 
 /// Files known by build id that are noted in a request, at most: an executable has one, and that one more.
 const MOST_NOTED: usize = 8;
+
+/// Files that are looked for in a request, at most: a split unit for each address is hundreds, and file systems
+/// may be slow. What is asked for beyond that is not there.
+const MOST_LOOKED_FOR: u32 = 1000;
 
 /// How long a worker whose socket is closed may take to be gone. Beyond it how it ended stays
 /// unknown.
@@ -71,8 +75,16 @@ pub struct Worker {
     queue: VecDeque<Request>,
     flight: Flight,
     restarts: u64,
-    /// Debug files that servers sent.
+    /// Where debug files are, and are not.
+    debug_files: Known,
+}
+
+/// What is known of debug files.
+#[derive(Debug, Default)]
+struct Known {
+    /// Those that servers sent.
     downloaded: Option<Arc<DebugCache>>,
+    missing: Missing,
 }
 
 impl Worker {
@@ -91,12 +103,12 @@ impl Worker {
     pub fn later(role: Role, program: &Path) -> Self {
         let program = program.to_owned();
         let (queue, flight) = (VecDeque::new(), Flight::default());
-        Self { role, program, link: None, queue, flight, restarts: 0, downloaded: None }
+        Self { role, program, link: None, queue, flight, restarts: 0, debug_files: Known::default() }
     }
 
     /// Has these files used as well, where debug information is looked for by build id.
     pub fn use_downloaded(&mut self, cache: Arc<DebugCache>) {
-        self.downloaded = Some(cache);
+        self.debug_files.downloaded = Some(cache);
     }
 
     /// Has the next request answered by a child that knows nothing of those before. Nothing happens while there
@@ -174,9 +186,7 @@ impl Worker {
                 if header.more {
                     self.flight.take_parts(header).map_err(WorkerFailure::Nonsense)?;
                 } else {
-                    self.flight
-                        .look_for_wanted(request, self.downloaded.as_deref())
-                        .map_err(WorkerFailure::Nonsense)?;
+                    self.flight.look_for_wanted(request, &mut self.debug_files).map_err(WorkerFailure::Nonsense)?;
                     link.hand_over(&mut self.flight).await?;
                 }
                 header = link.receive(&mut self.flight).await?;
@@ -189,7 +199,7 @@ impl Worker {
             Ok((last, answer)) => (last, answer),
             Err(failure) => {
                 self.restarts += 1;
-                if let Some(cache) = &self.downloaded {
+                if let Some(cache) = &self.debug_files.downloaded {
                     self.flight.found.iter().for_each(|build_id| cache.set_absent(build_id));
                 }
                 (true, Answer::Failed(failure.into()))
@@ -246,8 +256,9 @@ struct Flight {
     received: Vec<u8>,
     /// Bytes of those pieces.
     taken_bytes: usize,
-    /// How many files the child asked for.
+    /// How many files the child asked for, and how many were looked for.
     questions: u32,
+    looked_for: u32,
     /// The answer to the question in `received`, until it is sent.
     answer: Option<Option<(String, OwnedFd)>>,
     /// Files known by build id that the child asked for in vain, and the build ids of others.
@@ -269,7 +280,7 @@ impl Flight {
     }
 
     /// Looks for the file that the child asks for, unless that was done before the future was dropped.
-    fn look_for_wanted(&mut self, request: &Request, downloaded: Option<&DebugCache>) -> Result<(), &'static str> {
+    fn look_for_wanted(&mut self, request: &Request, known: &mut Known) -> Result<(), &'static str> {
         if self.answer.is_some() {
             return Ok(());
         }
@@ -279,7 +290,16 @@ impl Flight {
         if self.questions > debug_message::MAX_QUESTIONS {
             return Err("questions without end");
         }
-        let found = debug_files::open(place, downloaded, &wanted, candidate);
+        let found = if self.looked_for >= MOST_LOOKED_FOR || known.missing.has(request.key, &wanted) {
+            None
+        } else {
+            self.looked_for += 1;
+            let found = debug_files::open(place, known.downloaded.as_deref(), &wanted, candidate);
+            if found.is_none() && candidate == 0 {
+                known.missing.note(request.key, &wanted);
+            }
+            found
+        };
         match (&found, wanted.build_id()) {
             (None, Some(_)) if self.lacking.len() < MOST_NOTED => self.lacking.push(wanted),
             (Some(_), Some(id)) if self.found.len() < MOST_NOTED => self.found.push(id.to_vec()),
@@ -470,4 +490,42 @@ impl Link {
 fn not_started(error: &WorkerError) -> WorkerFailure {
     let cause = error.source().map(|cause| format!(": {cause}"));
     WorkerFailure::NotStarted(format!("{error}{}", cause.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an executable in `folder`, known by `key`, gets for the split unit `name`.
+    fn asked(flight: &mut Flight, known: &mut Known, (folder, key): (&Path, u32), name: &str) -> bool {
+        let file = Arc::new(std::fs::File::open("/dev/null").unwrap().into());
+        let place = Place { path: folder.join("program").to_str().unwrap().to_owned(), root: None };
+        let request = Request { key, file, place: Some(place), words: Vec::new() };
+        let wanted = DebugFile::SplitUnit { folder: Vec::new(), name: name.into() };
+        flight.received = [vec![0; Header::BYTES], debug_message::encode(&wanted, 0)].concat();
+        assert_eq!(flight.look_for_wanted(&request, known), Ok(()));
+        flight.answer.take().unwrap().is_some()
+    }
+
+    #[test]
+    fn what_is_missing_is_looked_for_once_and_not_without_end() {
+        let folder = std::env::temp_dir().join(format!("spanflame-missing-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (first, second) = ((folder.as_path(), 1), (folder.as_path(), 2));
+        let (mut flight, mut known) = (Flight::default(), Known::default());
+        assert!(!asked(&mut flight, &mut known, first, "late.dwo"));
+        std::fs::write(folder.join("late.dwo"), "").unwrap();
+        std::fs::write(folder.join("there.dwo"), "").unwrap();
+        let mut next = Flight::default();
+        let seen = [(first, "late.dwo"), (second, "late.dwo"), (first, "there.dwo"), (first, "there.dwo")]
+            .map(|(whose, name)| asked(&mut next, &mut known, whose, name));
+        assert_eq!(seen, [false, true, true, true]);
+        for index in 0..2 * MOST_LOOKED_FOR {
+            assert!(!asked(&mut next, &mut known, first, &format!("{index}.dwo")));
+        }
+        assert_eq!(next.looked_for, MOST_LOOKED_FOR);
+        assert!(!asked(&mut next, &mut known, first, "there.dwo"), "too many in this request");
+        assert!(asked(&mut Flight::default(), &mut known, first, "there.dwo"), "the next one");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
