@@ -320,12 +320,14 @@ impl Session {
     fn answered(&mut self, reply: Reply) {
         match reply {
             Reply::Table { key, result, source } => {
+                let result = self.tracker.unless_rewritten(key, result);
                 self.tracker.keep_table(key, &result, source);
                 self.tracker.table_built(key, result);
                 self.request_tables();
                 self.settle();
             }
             Reply::Symbols { key, result, lacking } => {
+                let result = self.tracker.unless_rewritten(key, result);
                 let executable = self.tracker.executable(key);
                 if let Some(debuginfod) = &mut self.debuginfod {
                     match &result {

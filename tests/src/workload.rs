@@ -135,6 +135,8 @@ pub const WORKLOADS: &[Workload] = &[
     c("churn", "churn.c", &[]),
     c("split", "split.c", &[]),
     c("brief", "brief.c", &[]),
+    // The same code at the same addresses by other names.
+    c("brief-twin", "brief.c", &["-Douter=twin_outer", "-Dinner=twin_inner", "-Dleaf=twin_leaf"]),
     c("bulky", "bulky.c", &[]),
     c("answer", "answer.c", &[]),
     c("bpf", "bpf.c", &[]),

@@ -237,6 +237,31 @@ fn deleted_executable() {
     check_chain12(&profile, "deleted");
 }
 
+/// A file that is written over with another program when the one before has run: none has the other's names.
+/// What can't be told any more has none.
+#[test]
+fn executable_that_is_written_over() {
+    const RUNS: u64 = 8;
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = lab.copy("brief", folder.path(), "written");
+    let script = format!(
+        "for i in $(seq {RUNS}); do cat {one} > {file}; {file} 100; cat {other} > {file}; {file} 100; done",
+        one = lab.workload("brief").display(),
+        other = lab.workload("brief-twin").display(),
+        file = file.display(),
+    );
+    let profile = lab.record(&["-F", "499"]).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    let sum = |leaf: &str| -> u64 {
+        profile.of("written").iter().filter(|stack| stack.holds(leaf)).map(|stack| stack.samples).sum()
+    };
+    let (one, other, all) = (sum("leaf"), sum("twin_leaf"), profile.share("written", &[]).all);
+    println!("{one} in leaf, {other} in twin_leaf, {all} in all");
+    let due = RUNS * 499 / 10;
+    assert!(all >= 2 * due * 9 / 10, "{all} of {}", 2 * due);
+    assert!(one <= due * 11 / 10 && other <= due * 11 / 10, "{one} and {other} samples, {due} are due for each");
+}
+
 /// A program in a mount namespace of its own; here its path leads to another program.
 #[test]
 fn other_mount_namespace() {

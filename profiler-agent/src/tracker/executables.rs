@@ -17,7 +17,7 @@ use super::trampoline;
 use crate::debug_files::Place;
 use crate::kernel::Tables;
 use crate::kernel::sideband::{FileId, Mapping};
-use crate::worker::FileKey;
+use crate::worker::{FileError, FileKey};
 
 /// Which file it is, whatever its name. A file that was written again is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +27,8 @@ struct Identity {
     size_bytes: u64,
     /// When its contents or its inode were last changed (ctime).
     changed: (i64, u64),
+    /// When its contents were last changed (mtime).
+    modified: (i64, u64),
 }
 
 /// A piece of an executable's table, where the kernel reads it.
@@ -91,6 +93,7 @@ impl Identity {
             inode: stat.st_ino,
             size_bytes: stat.st_size.unsigned_abs(),
             changed: (stat.st_ctime, stat.st_ctime_nsec),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
         })
     }
 }
@@ -104,6 +107,22 @@ impl Executable {
     /// Whether the open file is still what it was when its table was built.
     fn is_unchanged(&self) -> bool {
         self.identity.is_some() && self.file.as_ref().and_then(Identity::of) == self.identity
+    }
+
+    /// Whether the open file has other contents than it had when it was opened: what is read of it now is not
+    /// what runs, or ran. Linking and unlinking change nothing.
+    fn is_rewritten(&self) -> bool {
+        let contents = |identity: Identity| (identity.size_bytes, identity.modified);
+        let now = self.file.as_ref().and_then(Identity::of).map(contents);
+        now.zip(self.identity.map(contents)).is_some_and(|(now, then)| now != then)
+    }
+
+    /// What a worker found in the file, unless other contents have been written to it.
+    pub(crate) fn unless_rewritten<T>(&self, found: Result<T, FileError>) -> Result<T, FileError> {
+        if self.is_rewritten() {
+            return Err(FileError::Unreadable("it was written to since it was mapped".to_owned()));
+        }
+        found
     }
 
     /// What is added to this file's addresses where `start` shows `file_offset`.
@@ -152,8 +171,8 @@ pub(crate) struct Executables {
     by_identity: HashMap<Identity, FileKey>,
     /// Only numbers that no other file has while that one is open: see [`is_unique`].
     by_id: HashMap<FileId, FileKey>,
-    /// Files that can't be opened.
-    unreadable: HashMap<FileId, FileKey>,
+    /// Files that could not be opened, with their paths: another file may get the number.
+    unreadable: HashMap<(FileId, String), FileKey>,
     /// Root directories of processes.
     roots: HashMap<Identity, Weak<OwnedFd>>,
     vdso: Option<FileKey>,
@@ -315,7 +334,7 @@ impl Executables {
 
     fn unreadable(&mut self, mapping: &Mapping) -> Found {
         // /proc does not tell generations.
-        let id = FileId { generation: 0, ..mapping.file };
+        let id = (FileId { generation: 0, ..mapping.file }, shown_path(mapping));
         if let Some(key) = self.unreadable.get(&id) {
             return Found::Known(*key);
         }

@@ -79,6 +79,14 @@ impl Tracker {
         }
     }
 
+    /// What a worker found in an executable, unless that has other contents by now.
+    pub(crate) fn unless_rewritten<T>(&self, key: FileKey, found: Result<T, FileError>) -> Result<T, FileError> {
+        match self.executables.get(key) {
+            Some(executable) => executable.unless_rewritten(found),
+            None => found,
+        }
+    }
+
     /// Samples wait for this table: it is built before others.
     pub(crate) fn demand(&mut self, key: FileKey) {
         self.ask(key);
