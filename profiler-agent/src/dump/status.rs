@@ -33,10 +33,15 @@ impl Status {
     }
 }
 
-/// `NUMBER arguments...`, `-1 sp pc` outside of system calls, or `running` (proc_pid_syscall(5)).
+/// `NUMBER`, six arguments, sp and pc; `-1 sp pc` outside of system calls, or `running`
+/// (proc_pid_syscall(5)). Kernel threads have zeros throughout, so that no sp is the mark of no system call.
 /// The numbers of 32-bit code are others, so they have no names here.
 fn system_call(text: &str, is_32_bit: bool) -> Option<SystemCall> {
-    let number: u64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    let mut fields = text.split_ascii_whitespace();
+    let number: u64 = fields.next()?.parse().ok()?;
+    if fields.nth(6) == Some("0x0") {
+        return None;
+    }
     let known = usize::try_from(number).ok().filter(|_number| !is_32_bit).and_then(Sysno::new);
     Some(SystemCall { number, name: known.map(|call| call.name()) })
 }
@@ -53,7 +58,8 @@ mod tests {
         let old = system_call(&format!("{read} 0x0\n"), true);
         assert_eq!(old, Some(SystemCall { number: read, name: None }));
         assert_eq!(system_call("99999 0x0\n", false), Some(SystemCall { number: 99999, name: None }));
-        for none in ["running\n", "-1 0x7ffd 0x7f12\n", "", "\n", "x"] {
+        let kernel_thread = "0 0x0 0x0 0x0 0x0 0x0 0x0 0x0 0x0\n";
+        for none in [kernel_thread, "running\n", "-1 0x7ffd 0x7f12\n", "", "\n", "x"] {
             assert_eq!(system_call(none, false), None, "{none:?}");
         }
     }

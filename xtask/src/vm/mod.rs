@@ -288,8 +288,12 @@ fn build_agent(architecture: Architecture) -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-musl", architecture.name());
     let linker = format!("CARGO_TARGET_{}_LINKER", target.replace('-', "_").to_uppercase());
     let mut command = shell::cargo(&["build", "--release", "--quiet", "-p", "profiler-agent", "--target", &target]);
-    // rustc brings its own musl and lld: no C compiler of that architecture is needed.
-    shell::output(command.env(linker, "rust-lld"))?;
+    // rustc brings its own musl and lld. What ring has of C needs no C library but its headers; glibc's must
+    // not put functions of its own behind them.
+    command.env(linker, "rust-lld");
+    command.env(format!("CC_{}", target.replace('-', "_")), architecture.c_compiler());
+    command.env(format!("CFLAGS_{}", target.replace('-', "_")), "-U_FORTIFY_SOURCE");
+    shell::output(&mut command)?;
     Ok(shell::root().join("target").join(target).join("release/spanflame"))
 }
 
