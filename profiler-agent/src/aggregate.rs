@@ -19,26 +19,34 @@ use crate::worker::{FileKey, Frame, Meaning};
 /// The kernel's half of the address space, on x86_64 and aarch64.
 const KERNEL_START: VirtualAddress = VirtualAddress(1 << 63);
 
-/// What makes a mapping another one for the profile: not who has it, nor from when to when.
+/// What makes a mapping another one for the profile: not who has it, nor where, nor from when to when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Place {
     file: FileKey,
-    start: VirtualAddress,
-    end: VirtualAddress,
+    start: Svma,
+    end: Svma,
     file_offset: FileOffset,
     /// Whose it is, for generated code: what process, and since when it is what it is.
     owner: Option<(Pid, MonotonicNs)>,
+}
+
+/// A mapping as the profile has it. Processes have the same file at different addresses; the profile shows
+/// all of them as in the first one, so that what is the same code is the same location.
+#[derive(Clone, Copy)]
+struct Shown {
+    mapping: MappingId,
+    /// Of the first process.
+    bias: Bias,
 }
 
 /// The profile in the making, and which of its locations still need symbols.
 pub(crate) struct Aggregator {
     pub(crate) profile: Profile,
     sources: SourceMap,
-    /// As many as the profile has.
-    mappings: HashMap<Place, (MappingId, Bias)>,
+    mappings: HashMap<Place, Shown>,
     kernel_mapping: MappingId,
     known: HashSet<LocationId>,
-    /// The locations of each address of a file: one in every process that maps it.
+    /// The locations of each address of a file: one for each way to find it.
     locations: HashMap<(FileKey, Svma), Vec<LocationId>>,
     pub(crate) wanted: Wanted,
     kernel_wanted: Vec<(LocationId, VirtualAddress)>,
@@ -102,7 +110,7 @@ impl Aggregator {
         for (position, frame) in sample.user_frames.iter().enumerate() {
             stack.push(match frame.code.filter(|code| is_generated(tracker, code)) {
                 Some(code) => {
-                    let (mapping, _bias) = self.mapping(Some((header.pid, image)), code, tracker);
+                    let Shown { mapping, .. } = self.mapping(Some((header.pid, image)), code, tracker);
                     self.generated_location(mapping, frame, names.at(position))
                 }
                 None => self.user_location(frame, tracker),
@@ -160,20 +168,22 @@ impl Aggregator {
     }
 
     fn user_location(&mut self, frame: &LocatedFrame, tracker: &Tracker) -> LocationId {
-        let place = frame.code.map(|code| (code, self.mapping(None, code, tracker)));
-        let found_by = frame.found_by;
-        let mapping = place.map(|(_code, (mapping, _bias))| mapping);
-        let location =
-            self.profile.location(LocationKey { mapping, address: frame.address, kind: FrameKind::User, found_by });
-        if self.known.insert(location)
-            && let Some((code, (_mapping, bias))) = place
-        {
-            if tracker.executable(code.file).is_none_or(Executable::is_unread) {
+        let (kind, found_by) = (FrameKind::User, frame.found_by);
+        let Some(code) = frame.code else {
+            return self.profile.location(LocationKey { mapping: None, address: frame.address, kind, found_by });
+        };
+        let executable = tracker.executable(code.file);
+        let shown = self.mapping(None, code, tracker);
+        let svma = frame.address.in_file(bias_of(code, executable));
+        let (mapping, address) = (Some(shown.mapping), svma.in_process(shown.bias));
+        let location = self.profile.location(LocationKey { mapping, address, kind, found_by });
+        if self.known.insert(location) {
+            if executable.is_none_or(Executable::is_unread) {
                 // What the address means is not known in time: it stays without a name.
                 self.known.remove(&location);
             } else {
-                let file = tracker.executable(code.file).and_then(|executable| executable.file.as_ref());
-                self.want((code.file, file), frame.address.in_file(bias), location);
+                let file = executable.and_then(|executable| executable.file.as_ref());
+                self.want((code.file, file), svma, location);
             }
         }
         location
@@ -193,39 +203,34 @@ impl Aggregator {
         locations.push(location);
     }
 
-    fn mapping(&mut self, owner: Option<(Pid, MonotonicNs)>, code: Code, tracker: &Tracker) -> (MappingId, Bias) {
+    fn mapping(&mut self, owner: Option<(Pid, MonotonicNs)>, code: Code, tracker: &Tracker) -> Shown {
         let Code { file, start, end, file_offset, .. } = code;
-        let place = Place { file, start, end, file_offset, owner };
+        let executable = tracker.executable(file);
+        // Generated code is no file: it is where it is in memory.
+        let bias = if owner.is_some() { Bias(0) } else { bias_of(code, executable) };
+        let place = Place { file, start: start.in_file(bias), end: end.in_file(bias), file_offset, owner };
         if let Some(known) = self.mappings.get(&place) {
             return *known;
         }
-        let executable = tracker.executable(code.file);
-        let bias = executable.map_or(Bias(0), |executable| executable.bias(code.start, code.file_offset));
         let path = executable.map_or("", |executable| executable.path.as_str());
         let build_id = executable.map_or("", |executable| executable.build_id.as_str());
         let discriminator = match build_id {
             // A number that no other mapping has.
             _ if owner.is_some() => self.mappings.len() as u64 | 1 << 63,
-            "" => u64::from(code.file.0) << 32,
+            "" => u64::from(file.0) << 32,
             _ => 0,
         };
-        let mapping = Mapping {
-            start: code.start,
-            end: code.end,
-            file_offset: code.file_offset,
-            bias,
-            path: self.profile.string(path),
-            build_id: self.profile.string(build_id),
-            discriminator,
-        };
-        let id = self.profile.mapping(mapping);
+        let (path_id, build_id) = (self.profile.string(path), self.profile.string(build_id));
+        let mapping =
+            self.profile.mapping(Mapping { start, end, file_offset, bias, path: path_id, build_id, discriminator });
         if self.profile.main_mapping().is_none() && !path.contains(".so") && !path.starts_with('[') {
-            self.profile.set_main_mapping(id);
+            self.profile.set_main_mapping(mapping);
         }
+        let shown = Shown { mapping, bias };
         if !executable.is_none_or(Executable::is_unread) {
-            self.mappings.insert(place, (id, bias));
+            self.mappings.insert(place, shown);
         }
-        (id, bias)
+        shown
     }
 
     /// A function of which nothing but the name is known.
@@ -316,6 +321,10 @@ impl Aggregator {
         };
         frames.iter().map(&mut line).collect()
     }
+}
+
+fn bias_of(code: Code, executable: Option<&Executable>) -> Bias {
+    executable.map_or(Bias(0), |executable| executable.bias(code.start, code.file_offset))
 }
 
 /// Whether the code was made at run time.

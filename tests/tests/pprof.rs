@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -85,6 +86,24 @@ fn addresses() {
     }
 }
 
+/// Each of many processes has a program at another address; the profile has it once.
+#[test]
+fn processes_share_mappings_and_locations() {
+    let Some(lab) = lab() else { return };
+    let script = format!("for life in $(seq 30); do {} 30; done", lab.workload("brief").display());
+    let profile = lab.record(&["-F", "499"]).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    let message = &profile.pprof.0;
+    let labels = message.sample.iter().map(|sample| profile.pprof.labels(sample));
+    let pids: BTreeSet<String> = labels.filter(|all| all["comm"] == "brief").map(|all| all["pid"].clone()).collect();
+    assert!(pids.len() >= 20, "{pids:?}");
+    let mappings = message.mapping.iter().map(|mapping| (profile.pprof.text(mapping.filename), mapping.file_offset));
+    assert_eq!(mappings.collect::<BTreeSet<_>>().len(), message.mapping.len(), "{:?}", message.mapping);
+    let leaf = profile.pprof.function("leaf").unwrap().id;
+    let leaves = message.location.iter().filter(|at| at.line.iter().any(|line| line.function_id == leaf));
+    let addresses: Vec<u64> = leaves.map(|location| location.address).collect();
+    assert!(addresses.len() < 40, "{} locations for some instructions: {addresses:x?}", addresses.len());
+}
+
 /// The name in the file's symbol table of the function at an offset in the file.
 fn function_at_offset(bytes: &[u8], offset: u64) -> Option<String> {
     use object::read::elf::{FileHeader as _, ProgramHeader as _, Sym as _};
@@ -112,7 +131,7 @@ fn function_at_offset(bytes: &[u8], offset: u64) -> Option<String> {
 fn labels() {
     let Some(lab) = lab() else { return };
     let profile = lab.record(&["-F", "499"]).of(&lab.workload("threads"), &["1000"]).profile();
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for sample in &profile.pprof.0.sample {
         let labels = profile.pprof.labels(sample);
         let number = |key: &str| labels[key].parse::<u32>().unwrap_or_else(|_| panic!("{key} of {labels:?}"));

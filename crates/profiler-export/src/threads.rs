@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use indexmap::IndexMap;
-use profiler_model::{Profile, Sample, clean};
+use profiler_model::{Bias, Profile, Sample, clean};
 use serde::Serialize;
 
 use crate::ExportError;
@@ -67,7 +67,8 @@ struct Frame<'p> {
     line: u32,
     /// The file that holds the code.
     object: &'p str,
-    /// The address, as a number in base 16: 64 bits are too many for some readers of JSON.
+    /// The address as that file states it, in memory where it is generated code or the kernel's: a number in
+    /// base 16, as 64 bits are too many for some readers of JSON.
     address: String,
     /// What is special about it.
     mark: Option<Mark>,
@@ -237,14 +238,16 @@ fn stack<'p>(profile: &'p Profile, sample: &Sample<'p>) -> Stack<'p> {
     let doubtful: Vec<usize> = profile.callers_perhaps_missing(sample.stack).collect();
     for (place, id) in sample.stack.iter().enumerate() {
         let key = profile.location_key(*id);
-        let object = key.mapping.map_or("", |mapping| &profile[profile[mapping].path]);
+        let mapping = key.mapping.map(|mapping| &profile[mapping]);
+        let object = mapping.map_or("", |mapping| &profile[mapping.path]);
+        let bias = mapping.map_or(Bias(0), |mapping| mapping.bias);
         for frame in frames(profile, *id) {
             stack.frames.push(Frame {
                 function: frame.name.into_owned(),
                 file: frame.line.map_or("", |line| &profile[profile[line.function].file]),
                 line: frame.line.map_or(0, |line| line.line),
                 object,
-                address: key.address.to_string(),
+                address: key.address.in_file(bias).to_string(),
                 mark: frame.mark,
             });
         }
