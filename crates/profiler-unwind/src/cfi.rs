@@ -6,7 +6,7 @@ use crate::expression::{Reader, Shape, shape};
 use crate::segment::Arch;
 use crate::spans::Span;
 use crate::state::{Cfa, Effect, Interpreter, Invalid, Parameters, Saved, State};
-use crate::{aarch64, eh_return, x86_64};
+use crate::{aarch64, eh_return, eh_return_aarch64, x86_64};
 use gimli::{
     BaseAddresses, CommonInformationEntry, FrameDescriptionEntry, LittleEndian, Register, UnwindExpression,
     UnwindOffset, UnwindSection, Vendor,
@@ -40,6 +40,8 @@ pub(crate) enum Encoded {
     },
     /// Not at all, for code that goes over to the frame that catches an exception.
     EhReturn,
+    /// By one rule, in a function of aarch64 that perhaps goes over to such a frame.
+    KeepsX0(Rule),
 }
 
 /// Why a row of CFI can't be expressed.
@@ -204,7 +206,10 @@ impl<'a> Cies<'a> {
             data_alignment: entry.data_alignment_factor(),
             frame_pointer,
             return_address,
-            base_register: (self.arch == Arch::X86_64).then_some(x86_64::BASE_REGISTER),
+            third_register: match self.arch {
+                Arch::X86_64 => x86_64::BASE_REGISTER,
+                Arch::Aarch64 => eh_return_aarch64::KEPT,
+            },
         };
         let mut program = Interpreter::new(parameters, State::EMPTY, 0);
         let mut instructions = entry.instructions(section, bases);
@@ -301,7 +306,15 @@ impl<'a, S: CfiSection<'a>> CallFrames<'a, S> {
         let mut row = |end: u64, state: &State, encoded| {
             leaves = self.cies.arch == Arch::X86_64 && eh_return::is_one(last.as_ref(), leaves, state);
             last = Some(*state);
-            row(end, if leaves { Ok(Encoded::EhReturn) } else { encoded })
+            let keeps_x0 = self.cies.arch == Arch::Aarch64 && matches!(state.third_register, Saved::Offset(_));
+            row(
+                end,
+                match encoded {
+                    _ if leaves => Ok(Encoded::EhReturn),
+                    Ok(Encoded::Rule(rule)) if keeps_x0 => Ok(Encoded::KeepsX0(rule)),
+                    other => other,
+                },
+            )
         };
         let mut instructions = fde.instructions(&self.section, &self.bases);
         while let Some(instruction) = instructions.next().map_err(Unreadable::from)? {
@@ -341,7 +354,7 @@ impl<'a, S: CfiSection<'a>> CallFrames<'a, S> {
                 frame_pointer_at: shape_at(state.frame_pointer),
                 return_address: state.return_address,
                 return_address_at: shape_at(state.return_address),
-                base_register: state.base_register,
+                base_register: state.third_register,
                 signal_frame,
             }),
             Arch::Aarch64 => aarch64::encode(cfa, state.frame_pointer, state.return_address, signal_frame),

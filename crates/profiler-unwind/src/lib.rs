@@ -18,6 +18,7 @@ mod contexts;
 mod crt;
 mod describe;
 mod eh_return;
+mod eh_return_aarch64;
 mod elf;
 mod entry;
 mod error;

@@ -50,8 +50,8 @@ pub(crate) struct State {
     pub(crate) cfa: Cfa,
     pub(crate) frame_pointer: Saved,
     pub(crate) return_address: Saved,
-    /// x86_64: rbx.
-    pub(crate) base_register: Saved,
+    /// x86_64: rbx; aarch64: x0.
+    pub(crate) third_register: Saved,
 }
 
 impl State {
@@ -59,7 +59,7 @@ impl State {
         cfa: Cfa::Unset,
         frame_pointer: Saved::Unset,
         return_address: Saved::Unset,
-        base_register: Saved::Unset,
+        third_register: Saved::Unset,
     };
 }
 
@@ -70,8 +70,8 @@ pub(crate) struct Parameters {
     pub(crate) data_alignment: i64,
     pub(crate) frame_pointer: Register,
     pub(crate) return_address: Register,
-    /// x86_64: rbx, from which a CFA may count.
-    pub(crate) base_register: Option<Register>,
+    /// x86_64: rbx, from which a CFA may count; aarch64: x0, which few functions keep.
+    pub(crate) third_register: Register,
 }
 
 /// The program does something that DWARF does not allow, or more than we follow.
@@ -173,8 +173,8 @@ impl Interpreter {
             self.state.frame_pointer = saved;
         } else if register == self.parameters.return_address {
             self.state.return_address = saved;
-        } else if Some(register) == self.parameters.base_register {
-            self.state.base_register = saved;
+        } else if register == self.parameters.third_register {
+            self.state.third_register = saved;
         }
     }
 
@@ -183,8 +183,8 @@ impl Interpreter {
             self.state.frame_pointer = self.initial.frame_pointer;
         } else if register == self.parameters.return_address {
             self.state.return_address = self.initial.return_address;
-        } else if Some(register) == self.parameters.base_register {
-            self.state.base_register = self.initial.base_register;
+        } else if register == self.parameters.third_register {
+            self.state.third_register = self.initial.third_register;
         }
     }
 }

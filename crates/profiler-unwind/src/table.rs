@@ -3,7 +3,6 @@
 use crate::bare;
 use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_frame, eh_frame};
 use crate::contexts;
-use crate::eh_return;
 use crate::elf::Elf;
 use crate::entry;
 use crate::error::BuildError;
@@ -14,6 +13,7 @@ use crate::section::{self, Loaded};
 use crate::segment::{Arch, Segment};
 use crate::spans::{self, Span};
 use crate::tiles::Tiles;
+use crate::{eh_return, eh_return_aarch64};
 use profiler_common::address::Svma;
 use profiler_common::row::{Row, Rule};
 use std::ops::Range;
@@ -232,7 +232,7 @@ impl<F: ReadAt> Builder<'_, F> {
             self.tiles.start_at(segment.svma.0);
             while let Some(span) = spans.next_if(|span| span.start < segment.end().0) {
                 self.cover_hole(span.start)?;
-                if elf.arch == Arch::X86_64 && contexts::is_start(self.file, elf, span) {
+                if contexts::is_start(self.file, elf, span) {
                     // What returns there looks up the byte before, be it padding or another function's.
                     self.tiles.take_back(span.start.saturating_sub(1));
                     self.tiles.cover(span.end(), Rule::END)?;
@@ -254,14 +254,28 @@ impl<F: ReadAt> Builder<'_, F> {
         }
         let (file, elf, tiles, problems) = (self.file, self.elf, &mut self.tiles, &mut self.problems);
         let rows_before = problems.cfi_rows;
+        let mut overwritten: Option<Vec<[u64; 2]>> = None;
         let row = |end: u64, encoded: Result<Encoded, Unsupported>| {
             let until = end.min(span.end());
             if until <= tiles.covered_to() {
                 return Ok(());
             }
             problems.cfi_rows += 1;
+            if matches!(encoded, Ok(Encoded::KeepsX0(_))) && overwritten.is_none() {
+                let places = eh_return_aarch64::overwritten(file, elf, span);
+                if !places.is_empty() {
+                    problems.count(Unsupported::ReturnAddress);
+                }
+                overwritten = Some(places);
+            }
             match encoded {
-                Ok(Encoded::Rule(rule)) => tiles.cover(until, rule),
+                Ok(Encoded::Rule(rule) | Encoded::KeepsX0(rule)) => {
+                    for &[from, to] in overwritten.iter().flatten() {
+                        tiles.cover(from.min(until), rule)?;
+                        tiles.cover(to.min(until), Rule::UNSUPPORTED)?;
+                    }
+                    tiles.cover(until, rule)
+                }
                 Ok(Encoded::Plt { pushed_from, before, after }) => {
                     plt::cover_entries(tiles, until, pushed_from, [before, after])
                 }
@@ -283,15 +297,11 @@ impl<F: ReadAt> Builder<'_, F> {
         };
         match result {
             // A long function without a frame of its own.
-            Ok(())
-                if problems.cfi_rows == rows_before + 1
-                    && elf.arch == Arch::X86_64
-                    && tiles.last_rule() == Some(contexts::CALLED) =>
-            {
+            Ok(()) if problems.cfi_rows == rows_before + 1 && tiles.last_rule() == Some(contexts::called(elf.arch)) => {
                 if let Some([from, to]) = contexts::on_other_stack(file, elf, span) {
                     tiles.take_back(from);
                     tiles.cover(to, Rule::UNSUPPORTED)?;
-                    tiles.cover(span.end(), contexts::CALLED)?;
+                    tiles.cover(span.end(), contexts::called(elf.arch))?;
                 }
             }
             Ok(()) => {}

@@ -53,7 +53,7 @@ pub(crate) fn encode(row: &Row) -> Result<Encoded, Unsupported> {
     };
     Ok(match step(row)? {
         Encoded::Rule(rule) => Encoded::Rule(rule.with_rbx(rbx_slot)),
-        other @ (Encoded::Plt { .. } | Encoded::EhReturn) => other,
+        other @ (Encoded::Plt { .. } | Encoded::EhReturn | Encoded::KeepsX0(_)) => other,
     })
 }
 
