@@ -17,8 +17,15 @@ use spanflame_tests::{Lab, lab};
 /// itself: rows say where it returns to, the shadow stack (no call led there) says what is behind that.
 const RETURNS_ELSEWHERE: &str = "setcontext";
 
-/// The share of instructions that must have all callers.
+/// Where a return may lead elsewhere than to the caller: another context goes on, or the function that the
+/// loader has looked up is entered.
+const GO_ELSEWHERE: [&str; 4] = ["longjmp", "swapcontext", "setcontext", "dl_runtime_resolve"];
+
+/// The share of instructions of each program that must have all callers.
 const LEAST: f64 = 0.99;
+/// Of the workloads: they are short, and some 150 instructions of theirs change the stack or go over to
+/// the frame that catches.
+const LEAST_OF_WORKLOADS: f64 = 0.98;
 
 /// Workloads of a few thousand instructions that move the stack pointer in every way.
 const WORKLOADS: [&str; 10] = [
@@ -34,7 +41,10 @@ const WORKLOADS: [&str; 10] = [
     "throws-static",
 ];
 
-/// Programs at work. Those that are not installed are left out.
+/// What `cargo xtask setup` does not install.
+const MAY_BE_MISSING: [&str; 2] = ["/usr/bin/python3", "/usr/bin/sqlite3"];
+
+/// Programs at work. Those that are not installed are left out; under `CI=true` only those that may be.
 const AT_WORK: &[(&str, &[&str])] = &[
     ("/usr/bin/perl", &["-e", "while (1) { my %h = map { $_ => 1 } 1..1000; join ',', sort keys %h }"]),
     ("/usr/bin/openssl", &["speed", "-seconds", "60", "sha256", "rsa2048", "ecdsap256"]),
@@ -47,7 +57,7 @@ const AT_WORK: &[(&str, &[&str])] = &[
     ),
     ("/usr/bin/gzip", &["-c", "/dev/zero"]),
     ("/usr/bin/awk", &["BEGIN { while (1) { x[i++ % 1000] = sprintf(\"%d %g\", i, i / 7) } }"]),
-    ("/usr/bin/git", &["hash-object", "/dev/zero"]),
+    ("/usr/bin/sha256sum", &["/dev/zero"]),
 ];
 
 /// What is looked at in all programs together.
@@ -58,13 +68,25 @@ struct All {
     equal: u64,
     wrong: u64,
     elsewhere: u64,
+    /// What else is not as it has to be in one of them.
+    odd: Vec<String>,
 }
 
 impl All {
     fn look_at(&mut self, program: &Path, arguments: &[&str], from: From, steps: u64) {
         let tally = walk(&mut self.files, program, arguments, from, steps);
-        println!("{} {from:?}: {tally}", program.display());
+        let what = format!("{} {from:?}", program.display());
+        println!("{what}: {tally}");
         self.add(&tally);
+        let least = if what.contains("/workloads/") { LEAST_OF_WORKLOADS } else { LEAST };
+        let share = tally.equal as f64 / tally.instructions as f64;
+        if share.is_nan() || share < least {
+            self.odd.push(format!("{what}: {share} of {} instructions have all callers", tally.instructions));
+        }
+        let known = |function: &str| GO_ELSEWHERE.iter().any(|name| function.trim_start_matches('_').starts_with(name));
+        for (function, times) in tally.strange_returns.iter().filter(|(function, _times)| !known(function)) {
+            self.odd.push(format!("{what}: {times} returns of {function} did not lead to the caller"));
+        }
     }
 
     fn add(&mut self, tally: &Tally) {
@@ -78,18 +100,22 @@ impl All {
     }
 
     fn check(&self) {
-        let Self { instructions, equal, wrong, elsewhere, .. } = self;
+        let Self { instructions, equal, wrong, elsewhere, odd, .. } = self;
         println!("{instructions} instructions: {equal} equal, {wrong} wrong, {elsewhere} of {RETURNS_ELSEWHERE}");
         assert_eq!(*wrong, 0, "instructions with a wrong caller");
         assert!(*elsewhere * 10_000 < *instructions, "{elsewhere} of {instructions} of {RETURNS_ELSEWHERE}");
-        let share = *equal as f64 / *instructions as f64;
-        assert!(share >= LEAST, "{share} of {instructions} instructions have all callers");
+        assert!(odd.is_empty(), "{odd:#?}");
     }
 }
 
 fn installed(programs: &'static [(&str, &[&str])]) -> impl Iterator<Item = (&'static Path, &'static [&'static str])> {
     let all = programs.iter().map(|(program, arguments)| (Path::new(*program), *arguments));
-    all.filter(|(program, _arguments)| program.exists())
+    all.filter(|(program, _arguments)| {
+        let due = std::env::var("CI").as_deref() == Ok("true")
+            && !MAY_BE_MISSING.iter().any(|name| *program == Path::new(name));
+        assert!(program.exists() || !due, "left out under CI=true: {} is not installed", program.display());
+        program.exists()
+    })
 }
 
 fn workloads(lab: &Lab) -> Vec<PathBuf> {

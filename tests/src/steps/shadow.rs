@@ -140,10 +140,10 @@ impl Shadow {
 
     /// Drops the callers whose place on the stack was given up.
     fn release(&mut self, before: &CpuRegisters, after: &CpuRegisters, kind: Kind, image: &mut Image<'_>) {
+        let (slot, pc) = (before.rsp, after.rip);
         if kind == Kind::Return
-            && let Some(Caller { origin: Origin::Call { pc, slot }, .. }) = self.stack.callers.last()
-            && *slot == before.rsp
-            && *pc != after.rip
+            && let Some(caller) = self.stack.callers.last()
+            && caller.origin != (Origin::Call { pc, slot })
         {
             self.strange_returns.push(before.rip);
         }
