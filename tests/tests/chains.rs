@@ -1,8 +1,9 @@
 //! Programs with known call chains: nearly all their samples hold the exact chain to the root.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::expect_used, reason = "what goes wrong fails the test")]
 
-use spanflame_tests::{ANY, LIBC, Profile, READ, Share, Stack, from_main, lab, matches};
+use spanflame_tests::{ANY, LIBC, Lab, Profile, READ, Share, Stack, begins, from_main, lab, matches};
 
 /// The share of samples that must be right: start and exit of a process are in the rest.
 const LEAST: f64 = 0.995;
@@ -122,14 +123,44 @@ fn threads() {
 #[test]
 fn library_loaded_late() {
     let Some(lab) = lab() else { return };
+    check_host(&lab, &[]);
+}
+
+/// The same library in memory that has no path: only the process's mappings lead to it.
+#[test]
+fn library_in_a_memfd() {
+    let Some(lab) = lab() else { return };
+    check_host(&lab, &["memfd"]);
+}
+
+fn check_host(lab: &Lab, how: &[&str]) {
     let plugin = lab.workload("libplugin.so");
-    let arguments = ["4000", plugin.to_str().expect("a path in UTF-8")];
+    let arguments = [&["4000", plugin.to_str().expect("a path in UTF-8")], how].concat();
     let profile = lab.record(&OPTIONS).of(&lab.workload("host"), &arguments).profile();
     let before = from_main(&["host_leaf"]);
     let after = from_main(&["call", "plugin_entry", "plugin_middle", "plugin_leaf"]);
     profile.check_chains("host", &[&before, &after], LEAST);
     let share = profile.share("host", &[&after]);
     assert!(share.part() > 0.6, "three of four seconds are in the plugin: {share:?}");
+}
+
+/// Two libraries in turn at one address: each sample has the names and the callers of the one that was there.
+#[test]
+fn library_in_the_place_of_another() {
+    let Some(lab) = lab() else { return };
+    let [one, other] = ["libplugin.so", "libtwin.so"].map(|name| lab.workload(name));
+    let [one, other] = [&one, &other].map(|path| path.to_str().expect("a path in UTF-8"));
+    let profile = lab.record(&OPTIONS).of(&lab.workload("swap"), &["6000", one, other]).profile();
+    let chains = ["plugin", "twin"].map(|name| ["entry", "middle", "leaf"].map(|part| format!("{name}_{part}")));
+    let chains = chains.each_ref().map(|[entry, middle, leaf]| from_main(&["call", entry, middle, leaf]));
+    let [plugin, twin] = chains.each_ref().map(Vec::as_slice);
+    // What a library does in its first moments may be cut.
+    profile.check_chains("swap", &[plugin, twin], 0.97);
+    for stack in profile.of("swap").into_iter().filter(|stack| stack.incomplete.is_none() && stack.holds("call")) {
+        assert!(begins(&stack.user, plugin) || begins(&stack.user, twin), "of both libraries: {stack:?}");
+    }
+    let [plugin, twin] = [plugin, twin].map(|chain| profile.share("swap", &[chain]).part());
+    assert!((plugin - twin).abs() < 0.25, "turns are of the same length: {plugin} and {twin}");
 }
 
 /// Functions of another program in the same process, and none mixed with those before.

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use spanflame_tests::{Lab, Profile, Running, Stack, from_main, lab};
+use spanflame_tests::{LIBC, Lab, Profile, Running, Stack, from_main, lab};
 
 const LEAST: f64 = 0.99;
 const OPTIONS: [&str; 2] = ["-F", "499"];
@@ -64,6 +64,20 @@ fn code_of_cpython() {
     let Some(lab) = lab() else { return };
     let profile = jit(&lab, &["python"]).profile();
     profile.check_chain("jit", &from_main(&["enter_python", "made one", "leaf_one"]), LEAST);
+}
+
+/// Through a signal's frame to code that was made at run time, and through that to its callers. Whether the
+/// interrupted code keeps a frame there nothing says.
+#[test]
+fn signal_that_interrupts_generated_code() {
+    let Some(lab) = lab() else { return };
+    let profile = apart(&lab, &lab.workload("jit-signal"), &[MS]).profile();
+    let working = from_main(&["enter_[f]", "made outer_[f]", "made inner_[?]"]);
+    let handling = [working.as_slice(), &[LIBC, "on_signal", "handler_outer", "handler_leaf"]].concat();
+    profile.check_chains("jit-signal", &[&working, &handling], LEAST);
+    for chain in [&working, &handling] {
+        assert!(profile.share("jit-signal", &[chain]).part() > 0.1, "{chain:?}: {:?}", profile.of("jit-signal"));
+    }
 }
 
 /// The map comes when half of the samples are taken: they have their names, too.

@@ -127,6 +127,10 @@ fn frames() {
             .chain(&[LIBC, "ping_body", "swapcontext"])
             .chain(&[LIBC, "pong_body", "in_pong", "leaf"])
             .chain(&[LIBC, "pong_body", "swapcontext"]),
+        Kind::new("linked", CPU_MS, &[&["in_first", "leaf"], &["swapcontext"]])
+            .chain(&[LIBC, "one_body", "in_one", "leaf"])
+            .chain(&[LIBC, "two_body", "in_two", "leaf"])
+            .chain(&[LIBC, "setcontext"]),
         Kind::new("switches", CPU_MS, &[&["in_first", "leaf"], &["go_inside"]])
             .cut("no_frame_pointer", &["switch_stacks"])
             .cut("no_frame_pointer", &["coroutine_entry", "body", "in_coroutine", "leaf"])

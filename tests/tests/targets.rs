@@ -262,6 +262,66 @@ fn executable_that_is_written_over() {
     assert!(one <= due * 11 / 10 && other <= due * 11 / 10, "{one} and {other} samples, {due} are due for each");
 }
 
+/// Another program takes the place of the file while the one before runs; then it runs, too.
+#[test]
+fn executable_that_is_renamed_over() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = lab.copy("chain12", folder.path(), "replaced");
+    let next = lab.copy("brief", folder.path(), "next");
+    let older = Program::start(&file, &[LONG]);
+    wait_for("the program to start", || name(older.pid()).as_deref() == Some("replaced"));
+    let running = lab.record(&["-a", "-F", "499", "-d", "6s"]).start();
+    running.wait_until_sampling();
+    let before = cpu_ticks(older.pid());
+    wait_for("samples of the program", || cpu_ticks(older.pid()) > before + 50);
+    fs::rename(next, &file).unwrap();
+    let _younger = Program::start(&file, &["100000"]);
+    let profile = running.profile();
+    let (older, younger) = (from_main(&CHAIN), from_main(&["outer", "inner", "leaf"]));
+    profile.check_chains("replaced", &[&older, &younger], LEAST);
+    for chain in [&older, &younger] {
+        assert!(profile.share("replaced", &[chain]).part() > 0.2, "{chain:?}: {:?}", profile.of("replaced"));
+    }
+}
+
+/// A volume that is detached from a program's mount namespace before it is recorded, and meanwhile: no path
+/// leads to its file any more, in no namespace.
+#[test]
+fn executable_of_a_detached_volume() {
+    let Some(lab) = lab() else { return };
+    for is_recorded in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let [volume, go, done] = ["volume", "go", "done"].map(|name| folder.path().join(name));
+        fs::create_dir(&volume).unwrap();
+        let script = format!(
+            "mount -t tmpfs none {volume} && cp {program} {volume}/detached || exit 1
+             (until [ -e {go} ] && [ \"$(cat /proc/$$/comm)\" = detached ]; do [ -e {folder} ] || exit; sleep 0.05; done
+             umount -l {volume} && : > {done}) & exec {volume}/detached {LONG}",
+            folder = folder.path().display(),
+            volume = volume.display(),
+            program = lab.workload("chain12").display(),
+            go = go.display(),
+            done = done.display(),
+        );
+        let program = Program::start(Path::new("unshare"), &["-m", "sh", "-c", &script]);
+        wait_for("the program to start", || name(program.pid()).as_deref() == Some("detached"));
+        let detach = || {
+            fs::write(&go, "").unwrap();
+            wait_for("the volume to be detached", || done.exists());
+        };
+        if !is_recorded {
+            detach();
+        }
+        let running = lab.record(&["-F", "499", "-d", "4s"]).pid(program.pid()).start();
+        if is_recorded {
+            running.wait_until_sampling();
+            detach();
+        }
+        check_chain12(&running.profile(), "detached");
+    }
+}
+
 /// A program in a mount namespace of its own; here its path leads to another program.
 #[test]
 fn other_mount_namespace() {
