@@ -9,6 +9,7 @@
 mod dump;
 pub mod kind;
 mod lab;
+pub mod memory;
 mod pprof;
 mod profile;
 mod record;

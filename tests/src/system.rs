@@ -64,13 +64,18 @@ fn status(pid: u32, field: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
-/// The resident memory of a process in bytes; what it shares with others counts in parts, so that a
-/// sum over processes is true.
+/// The memory of a process in bytes that no file holds: what it can leak. What it shares with others counts in
+/// parts, so that a sum over processes is true.
 #[must_use]
-pub fn resident_bytes(pid: u32) -> Option<u64> {
+pub fn own_bytes(pid: u32) -> Option<u64> {
+    // Linux, Documentation/ABI/testing/procfs-smaps_rollup.
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    let kib = |line: &str| {
+        let value = line.strip_prefix("Pss_Anon:").or_else(|| line.strip_prefix("Pss_Shmem:"))?;
+        value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    // A process that has no memory any more has no such line.
+    text.contains("Pss_Anon:").then(|| text.lines().filter_map(kib).sum::<u64>() * 1024)
 }
 
 /// The CPU time of a process's first thread.
