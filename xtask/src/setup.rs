@@ -22,6 +22,8 @@ pub(crate) enum Purpose {
     Vm,
     /// All of the above.
     All,
+    /// The programs that `cargo xtask bench programs` records. Some start servers, so they are no part of `all`.
+    Bench,
 }
 
 /// Options of `cargo xtask setup`.
@@ -54,25 +56,25 @@ const LLVM: &str = "llvm-22-dev";
 const WHY_ROOT: &str = "to install packages";
 
 use Probe::{File, Program};
-use Purpose::{All, Demo, Ebpf, Test, Vm};
+use Purpose::{All, Bench, Demo, Ebpf, Test, Vm};
 
 const PACKAGES: &[Package] = &[
     // Rust links with `cc`.
-    Package { name: "gcc", probe: Program("cc"), purposes: &[Demo, Test, Ebpf, Vm] },
-    Package { name: "libc6-dev", probe: File("/usr/include/stdlib.h"), purposes: &[Demo, Test, Ebpf, Vm] },
+    Package { name: "gcc", probe: Program("cc"), purposes: &[Demo, Test, Ebpf, Vm, Bench] },
+    Package { name: "libc6-dev", probe: File("/usr/include/stdlib.h"), purposes: &[Demo, Test, Ebpf, Vm, Bench] },
     // The workloads with known stacks are C and C++.
-    Package { name: "g++", probe: Program("c++"), purposes: &[Test] },
+    Package { name: "g++", probe: Program("c++"), purposes: &[Test, Bench] },
     // Some of them with another C library.
     Package { name: "musl-tools", probe: Program("musl-gcc"), purposes: &[Test] },
     // rustup fetches over HTTPS.
     Package { name: "ca-certificates", probe: File("/etc/ssl/certs/ca-certificates.crt"), purposes: &[Test, Ebpf, Vm] },
-    Package { name: "git", probe: Program("git"), purposes: &[Test] },
+    Package { name: "git", probe: Program("git"), purposes: &[Test, Bench] },
     // The kernel's own count of the sampling program's runs.
     Package { name: "bpftool", probe: Program("bpftool"), purposes: &[Test] },
     // `go tool pprof` judges our pprof.
-    Package { name: "golang-go", probe: Program("go"), purposes: &[Test] },
+    Package { name: "golang-go", probe: Program("go"), purposes: &[Test, Bench] },
     // Makes code at run time and tells of it.
-    Package { name: "nodejs", probe: Program("node"), purposes: &[Test] },
+    Package { name: "nodejs", probe: Program("node"), purposes: &[Test, Bench] },
     Package { name: "qemu-system-x86", probe: Program("qemu-system-x86_64"), purposes: &[Test, Vm] },
     Package { name: "qemu-system-arm", probe: Program("qemu-system-aarch64"), purposes: &[Vm] },
     Package { name: "gcc-aarch64-linux-gnu", probe: Program("aarch64-linux-gnu-gcc"), purposes: &[Vm] },
@@ -87,10 +89,24 @@ const PACKAGES: &[Package] = &[
     Package { name: "binutils", probe: Program("objcopy"), purposes: &[Test] },
     Package { name: "dwz", probe: Program("dwz"), purposes: &[Test] },
     // Newer kernels' modules are compressed.
-    Package { name: "xz-utils", probe: Program("xz"), purposes: &[Test, Vm] },
+    Package { name: "xz-utils", probe: Program("xz"), purposes: &[Test, Vm, Bench] },
     // bpf-linker links to LLVM, which must be the one that the nightly was built with.
     Package { name: LLVM, probe: File("/usr/include/llvm-c-22/llvm-c/Core.h"), purposes: &[Ebpf] },
     Package { name: "libzstd-dev", probe: File("/usr/include/zstd.h"), purposes: &[Ebpf] },
+    // Programs at work, what gives them work, and the profiler to compare with.
+    Package { name: "linux-perf", probe: Program("perf"), purposes: &[Bench] },
+    Package { name: "nginx", probe: Program("nginx"), purposes: &[Bench] },
+    Package { name: "wrk", probe: Program("wrk"), purposes: &[Bench] },
+    Package { name: "redis-server", probe: Program("redis-server"), purposes: &[Bench] },
+    Package { name: "redis-tools", probe: Program("redis-benchmark"), purposes: &[Bench] },
+    Package { name: "postgresql", probe: File("/usr/lib/postgresql"), purposes: &[Bench] },
+    Package { name: "default-jdk-headless", probe: Program("javac"), purposes: &[Bench] },
+    Package { name: "python3", probe: Program("python3"), purposes: &[Bench] },
+    Package { name: "openssl", probe: Program("openssl"), purposes: &[Bench] },
+    Package { name: "clang", probe: Program("clang"), purposes: &[Bench] },
+    Package { name: "sqlite3", probe: Program("sqlite3"), purposes: &[Bench] },
+    Package { name: "perl", probe: Program("perl"), purposes: &[Bench] },
+    Package { name: "make", probe: Program("make"), purposes: &[Bench] },
 ];
 
 /// A part of the stable toolchain that rustup installs.
@@ -145,7 +161,7 @@ pub(crate) fn install(purpose: Purpose) -> Result<()> {
 }
 
 fn wanted(purpose: Purpose, by: &[Purpose]) -> bool {
-    purpose == All || by.contains(&purpose)
+    by.contains(&purpose) || purpose == All && by.iter().any(|purpose| *purpose != Bench)
 }
 
 fn missing_packages(purpose: Purpose, is_there: impl Fn(&Probe) -> bool) -> Vec<&'static str> {
@@ -216,5 +232,8 @@ mod tests {
         let no_qemu = |probe: &Probe| !matches!(probe, Program(name) if name.starts_with("qemu"));
         assert_eq!(missing_packages(Test, no_qemu), ["qemu-system-x86"]);
         assert_eq!(missing_packages(All, no_qemu), ["qemu-system-x86", "qemu-system-arm"]);
+        let no_server = |probe: &Probe| !matches!(probe, Program("nginx" | "node"));
+        assert_eq!(missing_packages(Bench, no_server), ["nodejs", "nginx"]);
+        assert_eq!(missing_packages(All, no_server), ["nodejs"]);
     }
 }

@@ -89,16 +89,11 @@ struct Usage {
 impl Usage {
     fn now(profiler: u32) -> Self {
         let mut processes = BTreeMap::new();
-        for pid in [profiler].into_iter().chain(children(profiler)) {
+        for pid in [profiler].into_iter().chain(super::children(profiler)) {
             processes.insert(pid, threads_ns(pid));
         }
         Self { at: Instant::now(), processes, programs: programs_ns(profiler) }
     }
-}
-
-fn children(parent: u32) -> Vec<u32> {
-    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Linux, Documentation/scheduler/sched-stats.rst: time on the CPU in ns comes first.
