@@ -313,7 +313,7 @@ impl Session {
             && let Some(wanted) = self.tracker.take_wanted()
         {
             // Its queue is far from full.
-            let _asked = self.tables_worker.request_table(wanted.key, wanted.file);
+            let _asked = self.tables_worker.request_table(wanted.key, wanted.file, wanted.place);
         }
     }
 

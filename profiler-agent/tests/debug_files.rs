@@ -14,6 +14,7 @@ use common::{Scratch, open, run, symbol, worker};
 use profiler_agent::debug_files::Place;
 use profiler_agent::worker::{FileKey, Frame, Reply, Role, Worker};
 use profiler_common::address::Svma;
+use profiler_common::row::Rule;
 
 /// `hidden` is no function that other files see, and `inner` is inlined into it.
 const PROGRAM: &str = r"
@@ -32,8 +33,12 @@ struct Program {
 
 impl Program {
     fn new(name: &str, arguments: &[&str]) -> Self {
+        Self::of(name, PROGRAM, arguments)
+    }
+
+    fn of(name: &str, source: &str, arguments: &[&str]) -> Self {
         let scratch = Scratch::new(name);
-        let file = scratch.compile("program.c", PROGRAM, &[&["-O2"], arguments].concat());
+        let file = scratch.compile("program.c", source, &[&["-O2"], arguments].concat());
         let (_, hidden) = symbol(&file, &[], |name| name == "hidden");
         Self { scratch, file, hidden }
     }
@@ -208,6 +213,54 @@ async fn debug_information_shared_by_dwz() {
     fs::write(&link, [b"../../.dwz/shared\0".as_slice(), &id.collect::<Vec<_>>()].concat()).unwrap();
     program.objcopy(&[&format!("--update-section=.gnu_debugaltlink={}", link.display())]);
     program.is_known(program.contained()).await;
+}
+
+/// A library without a table, as musl is built: what its compiler knew of frames is in its debug file only. With the
+/// right one the table is the one that the unstripped library gives; with another one, or none, it is not.
+#[tokio::test]
+async fn frames_are_told_by_a_debug_file() {
+    let bare = ["-g", "-shared", "-nostdlib", "-fPIC", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"];
+    for (name, compression, build_id, place) in [
+        ("frames-id", "zlib", "-Wl,--build-id=0x0123456789abcdef", "usr/lib/debug/.build-id/01/23456789abcdef.debug"),
+        ("frames-plain", "none", "-Wl,--build-id=0x0123456789abcdef", "usr/lib/debug/program.debug"),
+        ("frames-link", "zstd", "-Wl,--build-id=none", "usr/lib/debug/program.debug"),
+    ] {
+        // So many that compressing makes a section smaller.
+        let more = (0..200).map(|index| format!("int more_{index}(int n) {{ return hidden(n) + {index}; }}\n"));
+        let source = PROGRAM.to_owned() + &more.collect::<String>();
+        let program = Program::of(name, &source, &[&bare[..], &[build_id]].concat());
+        program.objcopy(&[&format!("--compress-debug-sections={compression}")]);
+        let mut worker = worker(Role::Tables);
+        let (whole, _kept) = rules(&mut worker, &program).await;
+        assert!(whole.iter().any(|rule| !rule.by_frame_pointer()), "{whole:?}");
+        let debug = program.separate(place);
+        if !place.contains("build-id") {
+            program.objcopy(&[&format!("--add-gnu-debuglink={}", debug.display())]);
+        }
+        let sections = run(Command::new("readelf").arg("-SW").arg(&debug));
+        let section = sections.lines().find(|line| line.contains(".debug_frame")).unwrap();
+        assert_eq!(section.contains(" C "), compression != "none", "{section}");
+        assert_eq!(rules(&mut worker, &program).await, (whole, false), "{name}");
+        let mut describing = self::worker(Role::Describe);
+        assert!(describing.request_description(FileKey(1), open(&program.file), program.contained()));
+        let Reply::Description { result: Ok(described), .. } = describing.next_reply().await else { panic!() };
+        assert_eq!(described.frames_file, format!("/{place}"));
+        // Another one.
+        let other = Program::new(&format!("{name}-other"), &[&bare[..], &["-Wl,--build-id=0xffff"]].concat());
+        fs::copy(&other.file, &debug).unwrap();
+        let (without, is_kept) = rules(&mut worker, &program).await;
+        assert!(!is_kept, "the right one may come later");
+        assert!(without.iter().all(|rule| rule.by_frame_pointer()), "{name}: {without:?}");
+        assert_eq!(worker.restarts(), 0);
+    }
+}
+
+/// How a function of a program is unwound, and whether that may be kept on disk.
+async fn rules(worker: &mut Worker, program: &Program) -> (Vec<Rule>, bool) {
+    assert!(worker.request_table(FileKey(1), open(&program.file), program.contained()));
+    let Reply::Table { result: Ok(table), source, .. } = worker.next_reply().await else { panic!("no table") };
+    let rules = (0..8).map(|offset| profiler_unwind::lookup(&table, Svma(program.hidden.0 + offset)).unwrap());
+    (rules.collect(), source.is_some())
 }
 
 /// The first file with this extension that the compiler left beside a program.

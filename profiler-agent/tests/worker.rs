@@ -60,7 +60,7 @@ async fn frames(path: &Path, address: Svma) -> Vec<Frame> {
 }
 
 async fn table(worker: &mut Worker, file: Arc<OwnedFd>) -> Result<profiler_unwind::UnwindTable, FileError> {
-    assert!(worker.request_table(FileKey(3), file));
+    assert!(worker.request_table(FileKey(3), file, Place::default()));
     match worker.next_reply().await {
         Reply::Table { key: FileKey(3), result, .. } => result,
         other => panic!("{other:?}"),
@@ -285,7 +285,7 @@ async fn a_child_that_uses_too_much_cpu_time_costs_that_file() {
     let mut worker = worker(Role::Tables);
     assert!(table(&mut worker, open(libc_path())).await.is_ok());
     signal(&worker, Signal::STOP);
-    assert!(worker.request_table(FileKey(7), open(libc_path())));
+    assert!(worker.request_table(FileKey(7), open(libc_path()), Place::default()));
     assert!(tokio::time::timeout(Duration::from_millis(200), worker.next_reply()).await.is_err());
     // What the kernel sends; it is there before the child can go on.
     signal(&worker, Signal::XCPU);

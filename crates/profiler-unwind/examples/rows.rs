@@ -41,7 +41,7 @@ fn measure(file: &OnDisk) -> Result<Report, Box<dyn std::error::Error>> {
     let (mut rows, mut parts, mut guessed, mut cut) = (0, 0, 0, 0);
     let start = Instant::now();
     // As in the worker: no part stays in memory.
-    let table = profiler_unwind::build_into(file, &mut |part: Part| {
+    let table = profiler_unwind::build_into(file, &mut |_build_id| None, &mut |part: Part| {
         let rules = || part.rows.iter().map(|row| row.rule());
         rows += part.rows.len();
         parts += 1;

@@ -49,4 +49,4 @@ pub use go::{GoFunction, go_functions};
 pub use profiler_common::step::*;
 pub use read::ReadAt;
 pub use segment::{Arch, Segment, bias_of_mapping};
-pub use table::{Part, Problems, UnwindTable, build, build_into, lookup};
+pub use table::{Elsewhere, Part, Problems, UnwindTable, build, build_into, build_with, lookup};

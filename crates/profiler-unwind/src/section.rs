@@ -9,7 +9,7 @@ use profiler_common::address::{FileOffset, Svma};
 use std::ops::ControlFlow;
 
 /// One section of call frame information. The largest known ones have 30 MiB.
-const MAX_SECTION_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_SECTION_BYTES: u64 = 256 << 20;
 
 /// What is read at once of an `.eh_frame` whose end is not known.
 const BLOCK_BYTES: u64 = 1 << 20;

@@ -120,20 +120,35 @@ impl UnwindTable {
 /// # Errors
 /// When the file is no such ELF file, a piece can't be read, or a bound is exceeded.
 pub fn build(file: &impl ReadAt) -> Result<UnwindTable, BuildError> {
+    build_with(file, &mut |_build_id| None)
+}
+
+/// As [`build`], with what `elsewhere` has.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(file: &impl ReadAt, elsewhere: Elsewhere<'_>) -> Result<UnwindTable, BuildError> {
     let mut parts = Vec::new();
-    let table = build_into(file, &mut |part| parts.push(part))?;
+    let table = build_into(file, elsewhere, &mut |part| parts.push(part))?;
     Ok(UnwindTable { parts, ..table })
 }
 
-/// As [`build`], but `sink` gets the parts, each as soon as it is complete; the table that is returned has
+/// What gives the contents of a `.debug_frame` that can't be read in the file itself: it is compressed, or in a
+/// debug file. It gets the file's build id, and is asked when the file tells of less than half of its code.
+pub type Elsewhere<'a> = &'a mut dyn FnMut(Option<&[u8]>) -> Option<Vec<u8>>;
+
+/// As [`build_with`], but `sink` gets the parts, each as soon as it is complete; the table that is returned has
 /// none. So no more than one part is in memory here.
 ///
 /// # Errors
 /// As [`build`]; then the parts that `sink` got are no table.
-pub fn build_into(file: &impl ReadAt, sink: &mut dyn FnMut(Part)) -> Result<UnwindTable, BuildError> {
+pub fn build_into(
+    file: &impl ReadAt,
+    elsewhere: Elsewhere<'_>,
+    sink: &mut dyn FnMut(Part),
+) -> Result<UnwindTable, BuildError> {
     let elf = Elf::read(file)?;
     let eh_frame_bytes = section::read_eh_frame(file, &elf)?;
-    let debug_frame_bytes = section::read_debug_frame(file, &elf)?;
     let plts = Plt::read_all(file, &elf);
     let module = go::find(file, &elf)?;
     let mut builder = Builder {
@@ -145,29 +160,36 @@ pub fn build_into(file: &impl ReadAt, sink: &mut dyn FnMut(Part)) -> Result<Unwi
         problems: Problems::default(),
         bare_left_bytes: bare::BUDGET_BYTES,
     };
-    builder.problems.sections_unusable = u64::from(elf.sections_unreadable)
-        + u64::from(elf.eh_frame.is_some_and(|section| section.compressed))
-        + u64::from(module.is_none() && elf.debug_frame.is_some_and(|section| section.compressed));
+    builder.problems.sections_unusable =
+        u64::from(elf.sections_unreadable) + u64::from(elf.eh_frame.is_some_and(|section| section.compressed));
     let bases = |loaded: &Loaded| gimli::BaseAddresses::default().set_eh_frame(loaded.svma.0).set_text(elf.text.0);
-    let mut sources = Sources {
-        eh_frame: CallFrames::new(
-            eh_frame(&eh_frame_bytes.bytes, elf.arch),
-            &eh_frame_bytes.bytes,
-            bases(&eh_frame_bytes),
-            elf.arch,
-        ),
-        debug_frame: CallFrames::new(
-            debug_frame(&debug_frame_bytes.bytes, elf.arch),
-            &debug_frame_bytes.bytes,
-            bases(&debug_frame_bytes),
-            elf.arch,
-        ),
-        go: module.as_ref().map(|module| GoRows::new(file, &elf, module)),
-    };
-    let upper = builder.spans(&mut sources.eh_frame)?;
-    let middle = sources.go.as_ref().map(GoRows::spans).unwrap_or_default();
-    let lower = builder.spans(&mut sources.debug_frame)?;
-    builder.cover_segments(&mut sources, &spans::overlay(upper, spans::overlay(middle, lower)))?;
+    let mut eh_frame = CallFrames::new(
+        eh_frame(&eh_frame_bytes.bytes, elf.arch),
+        &eh_frame_bytes.bytes,
+        bases(&eh_frame_bytes),
+        elf.arch,
+    );
+    let go = module.as_ref().map(|module| GoRows::new(file, &elf, module));
+    let upper = builder.spans(&mut eh_frame)?;
+    let middle = go.as_ref().map(GoRows::spans).unwrap_or_default();
+    let spans = spans::overlay(upper, middle);
+
+    let mut debug_frame_bytes = section::read_debug_frame(file, &elf)?;
+    if debug_frame_bytes.bytes.is_empty() && tells_little(&elf, &spans) {
+        let found = elsewhere(elf.build_id.as_deref()).filter(|bytes| bytes.len() as u64 <= section::MAX_SECTION_BYTES);
+        debug_frame_bytes.bytes = found.unwrap_or_default();
+    }
+    let unusable = debug_frame_bytes.bytes.is_empty() && elf.debug_frame.is_some_and(|section| section.compressed);
+    builder.problems.sections_unusable += u64::from(module.is_none() && unusable);
+    let mut debug_frame = CallFrames::new(
+        debug_frame(&debug_frame_bytes.bytes, elf.arch),
+        &debug_frame_bytes.bytes,
+        bases(&debug_frame_bytes),
+        elf.arch,
+    );
+    let lower = builder.spans(&mut debug_frame)?;
+    let mut sources = Sources { eh_frame, debug_frame, go };
+    builder.cover_segments(&mut sources, &spans::overlay(spans, lower))?;
     let problems = builder.problems;
     builder.tiles.finish();
     Ok(UnwindTable { arch: elf.arch, build_id: elf.build_id, segments: elf.segments, parts: Vec::new(), problems })
@@ -181,6 +203,14 @@ pub fn lookup(table: &UnwindTable, svma: Svma) -> Option<Rule> {
     let key = Row::search_key(svma.0 - part.start.0);
     let after = part.rows.partition_point(|row| row.0 <= key);
     part.rows.get(after.checked_sub(1)?).map(|row| row.rule())
+}
+
+/// Whether these are less than half of the code: compilers make tables for all of it or for none, and the rest is
+/// assembly.
+fn tells_little(elf: &Elf, spans: &[Span]) -> bool {
+    let code_bytes: u64 = elf.executable().map(|segment| segment.file_size_bytes).fold(0, u64::saturating_add);
+    let covered_bytes: u64 = spans.iter().map(|span| u64::from(span.length)).sum();
+    covered_bytes < code_bytes / 2
 }
 
 /// Where a program begins, if one does in this file and can be read.

@@ -463,6 +463,31 @@ fn debug_frame_covers_what_eh_frame_does_not() {
     assert_eq!(rows(&alone), [(0, x86(0, 0, 2)), (48, GUESS)]);
 }
 
+/// What a file leaves out is asked for only where it lacks most, and with its build id.
+#[test]
+fn debug_frame_of_another_file() {
+    let debug_frame = Cfi::debug_frame().cie("", 16, X86_64_INITIAL).fde(0, 48, &[op::DEF_CFA_OFFSET, 16]);
+    let with = |file: &ElfFile| {
+        let mut asked = Vec::new();
+        let mut elsewhere = |build_id: Option<&[u8]>| {
+            asked.push(build_id.map(<[u8]>::to_vec));
+            Some(debug_frame.bytes.clone())
+        };
+        let table = profiler_unwind::build_with(&file.bytes(), &mut elsewhere).unwrap();
+        (rows(&table), asked)
+    };
+    let mut bare = ElfFile::new(X86_64, 64);
+    assert_eq!(with(&bare), (vec![(0, x86(0, 0, 2)), (48, GUESS)], vec![None]));
+    bare.notes = [4u32.to_le_bytes(), 3u32.to_le_bytes(), 3u32.to_le_bytes(), *b"GNU\0", [7, 8, 9, 0]].concat();
+    assert_eq!(with(&bare).1, [Some(vec![7, 8, 9])]);
+    let little = Cfi::eh_frame().cie("", 16, X86_64_INITIAL).fde(0, 31, &[op::DEF_CFA_OFFSET, 24]);
+    let (found, asked) = with(&ElfFile::new(X86_64, 64).cfi(&little));
+    assert_eq!((found, asked.len()), (vec![(0, x86(0, 0, 3)), (31, x86(0, 0, 2)), (48, GUESS)], 1));
+    let enough = Cfi::eh_frame().cie("", 16, X86_64_INITIAL).fde(0, 32, &[op::DEF_CFA_OFFSET, 24]);
+    assert_eq!(with(&ElfFile::new(X86_64, 64).cfi(&enough)), (vec![(0, x86(0, 0, 3)), (32, GUESS)], vec![]));
+    assert_eq!(with(&ElfFile::new(X86_64, 64).cfi(&debug_frame)).1, vec![], "it has its own");
+}
+
 #[test]
 fn a_corrupt_program_cuts_its_function_only() {
     let bad = [op::advance(8), op::DEF_CFA_OFFSET, 16, op::advance(8), op::RESTORE_STATE];

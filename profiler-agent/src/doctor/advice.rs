@@ -143,7 +143,14 @@ impl Circumstances<'_> {
         match (covered, self.owners.contains_key(code.path.as_str())) {
             (true, true) => Fix::Nothing { why: Why::PackagedAssembly },
             (true, false) => Fix::AnnotateAssembly { path, function: function.to_owned() },
-            (false, _) => Fix::BuildUnwindable { path },
+            (false, true) => {
+                // Compilers write it there with -g, where they are to make no tables.
+                let package = self.for_names(code).filter(|fix| {
+                    matches!(fix, Fix::InstallDebugPackage { .. } | Fix::ProvideDebugFile { .. })
+                });
+                package.unwrap_or(Fix::BuildUnwindable { path })
+            }
+            (false, false) => Fix::BuildUnwindable { path },
         }
     }
 

@@ -86,6 +86,8 @@ pub(super) enum Unwinding {
     Table {
         /// `.eh_frame`, `.debug_frame` or `.gopclntab`.
         section: &'static str,
+        /// The debug file that it is in; empty where it is in the file itself.
+        file: String,
         /// Rows that it comes to.
         rows: u64,
         /// Rows that can't be used.
@@ -96,6 +98,8 @@ pub(super) enum Unwinding {
         covered_bytes: u64,
         /// Bytes of code that it does not cover, or not usefully.
         uncovered_bytes: u64,
+        /// Of these, bytes of code that keep a frame pointer.
+        by_frame_pointer_bytes: u64,
     },
     /// The frame pointer: no table covers its code.
     FramePointer {
@@ -289,7 +293,10 @@ fn advice(circumstances: &Circumstances<'_>, broken: &[BrokenEntry]) -> Vec<Advi
     // What makes stacks whole goes before what gives them names, where both help as much.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.samples));
     let needs_archive = |advice: &Advice| matches!(&advice.fix, Fix::InstallDebugPackage { package, .. } if package.ends_with("-dbgsym"));
-    if let Some(at) = advice.iter().position(needs_archive)
+    // Before all packages: one command installs them together.
+    let is_package = |advice: &Advice| matches!(advice.fix, Fix::InstallDebugPackage { .. });
+    if advice.iter().any(needs_archive)
+        && let Some(at) = advice.iter().position(is_package)
         && let Some(fix) = circumstances.for_archive()
     {
         advice.insert(at, Advice { samples: 0, fix, files: Vec::new() });
@@ -342,10 +349,15 @@ impl CodeEntry {
     }
 }
 
+/// A table that covers one byte of so many that it does not cover is worth a word.
+const LEAST_TABLE: u64 = 10;
+
 impl Unwinding {
     fn of(description: &Description) -> Self {
         let (sections, coverage) = (&description.sections, &description.coverage);
-        let section = if sections.go_table {
+        let section = if !description.frames_file.is_empty() {
+            Some(".debug_frame")
+        } else if sections.go_table {
             Some(".gopclntab")
         } else if sections.eh_frame {
             Some(".eh_frame")
@@ -357,13 +369,16 @@ impl Unwinding {
         let (table, pointer) = (coverage.by_table_bytes, coverage.by_frame_pointer_bytes);
         let none = coverage.uncovered_bytes.saturating_add(coverage.refused_bytes);
         match section {
-            Some(section) if table >= pointer && table >= none => Self::Table {
+            // Less is what start files and some assembly bring along.
+            Some(section) if table >= pointer.saturating_add(none) / LEAST_TABLE => Self::Table {
                 section,
+                file: description.frames_file.clone(),
                 rows: description.rows,
                 refused: description.refused,
                 unreadable: description.unreadable,
                 covered_bytes: table,
                 uncovered_bytes: pointer.saturating_add(none),
+                by_frame_pointer_bytes: pointer,
             },
             _ if pointer >= none && pointer > 0 => Self::FramePointer { covered_bytes: pointer, uncovered_bytes: none },
             _ => Self::None,

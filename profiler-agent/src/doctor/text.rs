@@ -99,19 +99,19 @@ fn percent(part: u64, all: u64) -> String {
 }
 
 fn table(text: &mut String, report: &Report, width: usize) {
-    let header = ["in samples", "unwinding", "rows", "refused", "symbols", "debug info", "code"].map(str::to_owned);
+    let header = ["in samples", "unwinding", "covers", "rows", "refused", "symbols", "debug info", "code"].map(str::to_owned);
     let (shown, others): (Vec<&CodeEntry>, Vec<&CodeEntry>) = report
         .code
         .iter()
         .partition(|code| report.samples == 0 || report.code.len() <= MOST_ROWS || code.samples > 0 || !is_plain(code));
-    let whole: Vec<[String; 7]> = shown.iter().map(|code| row(code, report, usize::MAX)).collect();
-    let fits = |rows: &[[String; 7]]| widths(&header, rows).iter().sum::<usize>() + 2 * header.len() <= width;
+    let whole: Vec<Row> = shown.iter().map(|code| row(code, report, usize::MAX)).collect();
+    let fits = |rows: &[Row]| widths(&header, rows).iter().sum::<usize>() + 2 * header.len() <= width;
     let rows =
         if fits(&whole) { whole } else { shown.iter().map(|code| row(code, report, SHORT_DEBUG_PATH)).collect() };
-    let [a, b, c, d, e, f, _last] = widths(&header, &rows);
-    for [samples, unwinding, rows, refused, symbols, debug_info, path] in std::iter::once(&header).chain(&rows) {
-        let left = format!("{samples:>a$}  {unwinding:<b$}  {rows:>c$}  {refused:>d$}");
-        line(text, &format!("{left}  {symbols:<e$}  {debug_info:<f$}  {path}"));
+    let [a, b, c, d, e, f, g, _last] = widths(&header, &rows);
+    for [samples, unwinding, covers, rows, refused, symbols, debug_info, path] in std::iter::once(&header).chain(&rows) {
+        let left = format!("{samples:>a$}  {unwinding:<b$}  {covers:>c$}  {rows:>d$}  {refused:>e$}");
+        line(text, &format!("{left}  {symbols:<f$}  {debug_info:<g$}  {path}"));
     }
     if !others.is_empty() {
         let count = others.len();
@@ -121,17 +121,28 @@ fn table(text: &mut String, report: &Report, width: usize) {
 
 /// Whether there is nothing to say about the unwinding of a file.
 fn is_plain(code: &CodeEntry) -> bool {
-    matches!(code.unwinding, Unwinding::Table { unreadable: 0, .. }) && !unwinding(code).contains(" for ")
+    let Unwinding::Table { unreadable: 0, covered_bytes, uncovered_bytes, .. } = code.unwinding else { return false };
+    // What start files add to every program is some dozens of bytes, and the kernel pads its own page.
+    let lacks_much = is_share(uncovered_bytes, covered_bytes) && uncovered_bytes >= MANY_UNCOVERED_BYTES;
+    !lacks_much || code.path.starts_with('[')
 }
 
-fn widths(header: &[String; 7], rows: &[[String; 7]]) -> [usize; 7] {
+/// Whether a part of a whole is worth a word, beside the rest.
+const fn is_share(part: u64, rest: u64) -> bool {
+    part.saturating_mul(19) > rest
+}
+
+/// What is said of a file, as the table's header has it.
+type Row = [String; 8];
+
+fn widths(header: &Row, rows: &[Row]) -> [usize; 8] {
     std::array::from_fn(|column| {
         let cells = std::iter::once(header).chain(rows).map(|row| row[column].chars().count());
         cells.max().unwrap_or(0)
     })
 }
 
-fn row(code: &CodeEntry, report: &Report, debug_path_width: usize) -> [String; 7] {
+fn row(code: &CodeEntry, report: &Report, debug_path_width: usize) -> Row {
     let samples = if code.samples == 0 { "-".to_owned() } else { percent(code.samples, report.samples) };
     let symbols = match code.symbols {
         Symbols::Symtab => ".symtab",
@@ -159,27 +170,39 @@ fn row(code: &CodeEntry, report: &Report, debug_path_width: usize) -> [String; 7
     if code.mappings.len() > 1 {
         let _ = write!(path, " ({} mappings)", code.mappings.len());
     }
-    [samples, unwinding(code), rows, refused, symbols.to_owned(), debug_info, path]
+    [samples, unwinding(code), covers(code), rows, refused, symbols.to_owned(), debug_info, path]
 }
 
 fn unwinding(code: &CodeEntry) -> String {
     match &code.unwinding {
-        Unwinding::Table { section, covered_bytes, uncovered_bytes, .. } => {
-            let all = covered_bytes.saturating_add(*uncovered_bytes);
-            // What start files add to every program is some dozens of bytes.
-            let lacking = uncovered_bytes.saturating_mul(20) > all && *uncovered_bytes >= MANY_UNCOVERED_BYTES;
-            // The kernel pads its own page.
-            if lacking && !code.path.starts_with('[') {
-                format!("{section} for {}", percent(*covered_bytes, all))
-            } else {
-                (*section).to_owned()
+        Unwinding::Table { section, file, covered_bytes, by_frame_pointer_bytes, .. } => {
+            let mut text = (*section).to_owned();
+            if !file.is_empty() {
+                text.push_str(" (debug file)");
             }
+            if is_share(*by_frame_pointer_bytes, *covered_bytes) {
+                text.push_str(", frame pointers");
+            }
+            text
         }
         Unwinding::FramePointer { .. } => "frame pointers only".to_owned(),
         Unwinding::None => "none".to_owned(),
         Unwinding::Unsupported { why } if why.contains("32-bit") => "32-bit: not unwound".to_owned(),
         Unwinding::Unsupported { .. } => "not unwound".to_owned(),
         Unwinding::Unreadable { .. } => "unreadable".to_owned(),
+    }
+}
+
+/// The share of the code that is unwound that way first.
+fn covers(code: &CodeEntry) -> String {
+    match code.unwinding {
+        // The kernel pads its own page.
+        _ if code.path.starts_with('[') => String::new(),
+        Unwinding::Table { covered_bytes, uncovered_bytes, .. }
+        | Unwinding::FramePointer { covered_bytes, uncovered_bytes } => {
+            percent(covered_bytes, covered_bytes.saturating_add(uncovered_bytes))
+        }
+        Unwinding::None | Unwinding::Unsupported { .. } | Unwinding::Unreadable { .. } => String::new(),
     }
 }
 

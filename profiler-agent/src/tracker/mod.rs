@@ -22,6 +22,7 @@ use self::placement::Placement;
 use self::process::Process;
 use crate::clock;
 use crate::counts::Counts;
+use crate::debug_files::Place;
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
 use crate::kernel::{Followed, KernelError, Tables};
 use crate::proc_fs;
@@ -68,6 +69,8 @@ impl Interest {
 pub(crate) struct WantedTable {
     pub(crate) key: FileKey,
     pub(crate) file: Arc<OwnedFd>,
+    /// Where it is.
+    pub(crate) place: Place,
 }
 
 /// All that is known of processes and executables; the one owner of the kernel's tables.

@@ -54,10 +54,11 @@ impl Tracker {
                 executable.unwinding = Unwinding::Missing;
                 continue;
             };
+            let place = executable.place();
             let cached = self.cache.as_mut().and_then(|cache| cache.find(&file, &mut self.counts));
             match cached {
                 Some(table) => self.table_built(key, Ok(table)),
-                None => return Some(WantedTable { key, file }),
+                None => return Some(WantedTable { key, file, place }),
             }
             if !self.held.is_empty() {
                 return None;

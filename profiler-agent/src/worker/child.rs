@@ -73,7 +73,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
         sandbox::allow_cpu_time(role.cpu_limit()).map_err(ChildError::CpuTime)?;
         let ask = |wanted: &DebugFile, candidate| ask(socket, wanted, candidate);
         let work = AssertUnwindSafe(|| match role {
-            Role::Tables => tables::build(file, |payload| {
+            Role::Tables => tables::build(file, &ask, |payload| {
                 let header = Header { status: Status::Done, last: false, more: true, payload_bytes: payload.len() };
                 // That the parent is gone is found when the answer is complete.
                 let _gone = send(socket, &header.encode()).and_then(|()| send(socket, payload));

@@ -9,7 +9,7 @@ use super::child::examine;
 use super::message::truncate;
 use super::symbols::{Ask, debug_file};
 use super::tables::{Pread, file_error};
-use super::{Description, FileError};
+use super::{Description, FileError, frames};
 
 /// Looks at a file.
 pub(super) fn describe(file: OwnedFd, ask: Ask<'_>) -> Result<Description, FileError> {
@@ -17,7 +17,13 @@ pub(super) fn describe(file: OwnedFd, ask: Ask<'_>) -> Result<Description, FileE
     let debug_file = debug_file(&file, ask).unwrap_or_default();
     let pread = Pread { file, size_bytes };
     let sections = profiler_unwind::sections(&pread).map_err(file_error)?;
-    let table = profiler_unwind::build(&pread).map_err(file_error)?;
+    let mut frames_file = String::new();
+    let mut elsewhere = |build_id: Option<&[u8]>| {
+        let found = frames::find(&pread.file, build_id, ask)?;
+        found.path.clone_into(&mut frames_file);
+        Some(found.bytes)
+    };
+    let table = profiler_unwind::build_with(&pread, &mut elsewhere).map_err(file_error)?;
     Ok(Description {
         rows: table.row_count() as u64,
         refused: table.problems.unsupported_rows(),
@@ -25,5 +31,6 @@ pub(super) fn describe(file: OwnedFd, ask: Ask<'_>) -> Result<Description, FileE
         coverage: Coverage::of(&table),
         sections,
         debug_file: truncate(&debug_file).to_owned(),
+        frames_file: truncate(&frames_file).to_owned(),
     })
 }

@@ -12,6 +12,7 @@ pub(super) fn encode(description: &Description) -> Vec<u8> {
     numbers(&mut description).into_iter().for_each(|number| out.u64(*number));
     flags(&mut description.sections).into_iter().for_each(|flag| out.u32(u32::from(*flag)));
     out.string(&description.debug_file);
+    out.string(&description.frames_file);
     out.bytes
 }
 
@@ -26,6 +27,7 @@ pub(super) fn decode(payload: &[u8]) -> Result<Description, &'static str> {
         *flag = input.u32()? != 0;
     }
     description.debug_file = input.string()?;
+    description.frames_file = input.string()?;
     input.end()?;
     Ok(description)
 }
@@ -49,8 +51,8 @@ mod tests {
 
     #[test]
     fn a_description_survives_and_nonsense_is_refused() {
-        let mut description =
-            Description { debug_file: "/usr/lib/debug/ü.debug".to_owned(), ..Description::default() };
+        let (debug_file, frames_file) = ("/usr/lib/debug/ü.debug".to_owned(), "/usr/lib/debug/a".to_owned());
+        let mut description = Description { debug_file, frames_file, ..Description::default() };
         numbers(&mut description).into_iter().zip(1 << 40..).for_each(|(number, value)| *number = value);
         for (index, flag) in flags(&mut description.sections).into_iter().enumerate() {
             *flag = index % 3 == 0;

@@ -12,13 +12,14 @@
 //! | `message`, `*_message` | both: what goes over the socket, every length bounded |
 //! | `child` | the child: its loop |
 //! | `sandbox` | the child: limits, capabilities, system calls |
-//! | `tables`, `symbols`, `demangle`, `generated`, `describe` | the child: the work |
+//! | `tables`, `frames`, `symbols`, `demangle`, `generated`, `describe` | the child: the work |
 
 mod child;
 mod debug_message;
 mod demangle;
 mod describe;
 mod description_message;
+mod frames;
 mod generated;
 mod message;
 mod name_message;
@@ -180,6 +181,8 @@ pub struct Description {
     pub sections: Sections,
     /// The file on this system that holds its debug information; empty when there is none.
     pub debug_file: String,
+    /// The file that holds its `.debug_frame`, where its code is unwound by one that is not its own; else empty.
+    pub frames_file: String,
 }
 
 /// The answer to one request.

@@ -119,12 +119,12 @@ impl Worker {
         }
     }
 
-    /// Queues the request for a file's unwind table. False: the queue is full, nothing was queued.
-    /// For a worker with [`Role::Tables`].
-    pub fn request_table(&mut self, key: FileKey, file: Arc<OwnedFd>) -> bool {
+    /// Queues the request for a file's unwind table; `place` is where the file is, from where its debug file is
+    /// found. False: the queue is full, nothing was queued. For a worker with [`Role::Tables`].
+    pub fn request_table(&mut self, key: FileKey, file: Arc<OwnedFd>, place: Place) -> bool {
         let room = self.queue.len() < QUEUE_REQUESTS;
         if room {
-            self.queue.push_back(Request { key: key.0, file, place: None, words: Vec::new() });
+            self.queue.push_back(Request { key: key.0, file, place: Some(place), words: Vec::new() });
         }
         room
     }
@@ -241,7 +241,7 @@ struct Request {
     /// A [`FileKey`] or a [`MapKey`], as the role has it.
     key: u32,
     file: Arc<OwnedFd>,
-    /// Only in requests for symbols and descriptions.
+    /// None in questions about generated code.
     place: Option<Place>,
     /// Empty in requests for tables and descriptions.
     words: Vec<u64>,

@@ -6,7 +6,7 @@
 //! to open.
 
 mod dwarf;
-mod elf;
+pub(super) mod elf;
 mod embedded;
 mod go;
 mod names;

@@ -11,14 +11,15 @@ use profiler_unwind::{BuildError, Part, ReadAt, ReadError};
 use sha2::{Digest as _, Sha256};
 
 use super::child::examine;
-use super::{FileError, Piece, TableSource, table_message};
+use super::symbols::Ask;
+use super::{FileError, Piece, TableSource, frames, table_message};
 
 /// Parts that go out together have this many bytes of rows or a little more.
 const PIECE_BYTES: usize = 256 << 10;
 
 /// The table of `file` as the payload of an answer, without the parts that `send` got before, as payloads
 /// of their own: the worker never has a long table in memory.
-pub(super) fn build(file: OwnedFd, mut send: impl FnMut(&[u8])) -> Result<Vec<u8>, FileError> {
+pub(super) fn build(file: OwnedFd, ask: Ask<'_>, mut send: impl FnMut(&[u8])) -> Result<Vec<u8>, FileError> {
     let size_bytes = examine(&file)?.size_bytes;
     let (mut parts, mut row_bytes): (Vec<Part>, usize) = (Vec::new(), 0);
     let mut sink = |part: Part| {
@@ -31,7 +32,12 @@ pub(super) fn build(file: OwnedFd, mut send: impl FnMut(&[u8])) -> Result<Vec<u8
         }
     };
     let file = Noted { file: Pread { file, size_bytes }, seen: RefCell::default() };
-    let mut table = profiler_unwind::build_into(&file, &mut sink).map_err(file_error)?;
+    let mut elsewhere = |build_id: Option<&[u8]>| {
+        // What is found there, or is not yet, makes another table.
+        file.seen.borrow_mut().untold = true;
+        frames::find(&file.file.file, build_id, ask).map(|found| found.bytes)
+    };
+    let mut table = profiler_unwind::build_into(&file, &mut elsewhere, &mut sink).map_err(file_error)?;
     table.parts = parts;
     Ok(table_message::encode_answer(&table, file.source().as_ref()))
 }
@@ -46,12 +52,13 @@ struct Noted {
 struct Seen {
     pieces: Vec<Piece>,
     hash: Sha256,
-    /// Pieces were too many, or one could not be read: the same bytes need not give the same rows.
+    /// Pieces were too many, one could not be read, or other files were looked for: the same bytes need not give
+    /// the same rows.
     untold: bool,
 }
 
 impl Noted {
-    /// What was read; `None` when that was in too many pieces, or could not be read.
+    /// What was read; `None` when the same bytes need not give the same rows.
     fn source(self) -> Option<TableSource> {
         let Seen { pieces, hash, untold } = self.seen.into_inner();
         let digest = hash.finalize().into();

@@ -6,14 +6,14 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use object::read::elf::{ElfFile64, ElfSection64};
-use object::{CompressionFormat, LittleEndian, Object as _, ObjectSection as _};
+use object::{CompressionFormat, LittleEndian, Object as _, ObjectSection as _, ReadRef};
 
 use crate::kernel::FileBytes;
 
 /// An ELF file for the machines that spanflame runs on: 64 bits, little-endian.
-pub(super) type Elf<'a> = ElfFile64<'a, LittleEndian>;
+pub(in crate::worker) type Elf<'a, R = &'a [u8]> = ElfFile64<'a, LittleEndian, R>;
 
-type Section<'data, 'file> = ElfSection64<'data, 'file, LittleEndian>;
+type Section<'data, 'file, R> = ElfSection64<'data, 'file, LittleEndian, R>;
 
 /// Bytes that section contents of one executable may take when decompressed, all together: half of what
 /// a worker may allocate.
@@ -28,7 +28,7 @@ const MOST_XZ_KIB: u32 = 96 << 10;
 
 /// Why a file or a part of it can't be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ElfError {
+pub(in crate::worker) enum ElfError {
     /// It can't be mapped.
     #[error("it can't be mapped: {0}")]
     Map(#[from] std::io::Error),
@@ -56,20 +56,23 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Elf<'_>, ElfError> {
 }
 
 /// Whether the file has a section with contents of this name.
-pub(super) fn has_section(elf: &Elf<'_>, name: &str) -> bool {
+pub(in crate::worker) fn has_section<'a, R: ReadRef<'a>>(elf: &Elf<'a, R>, name: &str) -> bool {
     let section = section(elf, name);
     section.is_some_and(|section| section.file_range().is_some_and(|(_offset, length_bytes)| length_bytes > 0))
 }
 
 /// A section, by its name or by the one that says that GNU tools before 2014 compressed it.
-fn section<'data, 'file>(elf: &'file Elf<'data>, name: &str) -> Option<Section<'data, 'file>> {
+fn section<'data, 'file, R: ReadRef<'data>>(
+    elf: &'file Elf<'data, R>,
+    name: &str,
+) -> Option<Section<'data, 'file, R>> {
     let compressed =
         || Some(name.strip_prefix(".debug_")?).and_then(|rest| elf.section_by_name(&format!(".zdebug_{rest}")));
     elf.section_by_name(name).or_else(compressed)
 }
 
 /// What a section holds: bytes of the file, or new ones.
-pub(super) enum Contents<'a> {
+pub(in crate::worker) enum Contents<'a> {
     InFile(&'a [u8]),
     Decompressed(Vec<u8>),
 }
@@ -77,7 +80,11 @@ pub(super) enum Contents<'a> {
 /// The contents of a section, empty when there is none. What is decompressed is taken from `room`, which
 /// counts bytes. Knows zlib and zstd (System V ABI, chapter 4, "Section Compression") and the older
 /// `.zdebug_` names.
-pub(super) fn contents<'a>(elf: &Elf<'a>, name: &str, room: &Cell<usize>) -> Result<Contents<'a>, ElfError> {
+pub(in crate::worker) fn contents<'a, R: ReadRef<'a>>(
+    elf: &Elf<'a, R>,
+    name: &str,
+    room: &Cell<usize>,
+) -> Result<Contents<'a>, ElfError> {
     let Some(section) = section(elf, name) else { return Ok(Contents::InFile(&[])) };
     let data = section.compressed_data()?;
     let failed = |why: String| ElfError::Decompress { section: name.to_owned(), why };
