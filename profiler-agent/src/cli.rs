@@ -1,6 +1,6 @@
 //! The command line: what can be asked, and how answers are printed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write as _};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ Ctrl-C, Ctrl-\\, SIGTERM and SIGHUP end a recording and write everything; Ctrl-C
 Exit code: 0 done (or that of COMMAND, unless -d ended it), 1 failed, 2 bad usage, 3 not permitted or not supported here.";
 
 const DOCTOR: &str = "Examples:
-  spanflame doctor -p 1234          what is missing in one process, and how to get it
+  spanflame doctor -p 1234          what is missing in one process and its children, and how to get it
   spanflame doctor -p 1234 -d 10s   the same from a longer sample
 
 Exit code: 0 done, whatever was found; 1 failed, 2 bad usage, 3 not permitted or not supported here.";
@@ -75,9 +75,12 @@ Exit code: 0 done, whatever was found; 1 failed, 2 bad usage, 3 not permitted or
 /// `spanflame doctor`.
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// Look at this process
+    /// Look at this process, and at its children
     #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
     pub pid: u32,
+    /// Leave out its children
+    #[arg(long)]
+    pub no_children: bool,
     /// Sample it for this time: 10s, 500ms, 2m
     #[arg(short, long, value_name = "TIME", default_value = "2s", value_parser = parse_duration,
           allow_hyphen_values = true)]
@@ -86,6 +89,12 @@ pub struct Doctor {
     #[arg(short = 'F', long, value_name = "HZ", default_value = "499", value_parser = parse_frequency,
           allow_hyphen_values = true)]
     pub frequency: NonZeroU32,
+    /// What unwind tables may take.
+    #[command(flatten)]
+    pub tables: TableOptions,
+    /// Ask the servers in DEBUGINFOD_URLS for debug information that is not here, as `record` does
+    #[arg(long)]
+    pub debuginfod: bool,
     /// Print all that was found as JSON
     #[arg(long)]
     pub json: bool,
@@ -113,6 +122,9 @@ pub struct DumpOptions {
     /// What unwind tables may take.
     #[command(flatten)]
     pub tables: TableOptions,
+    /// Ask the servers in DEBUGINFOD_URLS for debug information that is not here, as `record` does
+    #[arg(long)]
+    pub debuginfod: bool,
     /// Show source files below FROM as below TO; of several the longest FROM counts. Repeatable
     #[arg(long, value_name = "FROM=TO")]
     pub source_map: Vec<Rule>,
@@ -125,7 +137,7 @@ pub struct DumpOptions {
 }
 
 /// What unwind tables may take.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct TableOptions {
     /// Memory to make do with, 16M to 64G: a quarter of it is for unwind tables, and at that bound those
     /// not in use make room
@@ -187,10 +199,10 @@ pub struct Record {
     pub exec: Vec<OsString>,
 }
 
-/// One line about a command line that makes no sense; `None` for an error that is an answer, as that to
-/// `--help`. What clap says beside it (tips, the usage) is often beside the point.
+/// One line about a command line that makes no sense, whose first word is `command`; `None` for an error that is an
+/// answer, as that to `--help`. What clap says beside it (tips, the usage) is often beside the point.
 #[must_use]
-pub fn usage_error(error: &clap::Error) -> Option<String> {
+pub fn usage_error(error: &clap::Error, command: &OsStr) -> Option<String> {
     use clap::error::{ContextKind, ContextValue, ErrorKind};
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return None;
@@ -204,9 +216,10 @@ pub fn usage_error(error: &clap::Error) -> Option<String> {
         _ => false,
     };
     let hint = if stray { ". A process is named by -p PID, a command comes behind --" } else { "" };
-    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: spanflame "));
-    let command = usage.and_then(|usage| usage.split(' ').next()).filter(|word| !word.starts_with(['[', '<', '-']));
-    Some(format!("{line}{hint}. See: spanflame {} --help", command.unwrap_or("record")))
+    // Errors about values come without a usage.
+    let command = ["record", "doctor", "dump"].into_iter().find(|known| *known == command);
+    let command = command.map_or_else(String::new, |command| format!("{command} "));
+    Some(format!("{line}{hint}. See: spanflame {command}--help"))
 }
 
 fn parse_pid(text: &str) -> Result<u32, String> {
@@ -245,12 +258,13 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     /// A quarter of it is one chunk of rows, about what a program with its C library needs.
     const LEAST: u64 = 16 << 20;
     const MOST: u64 = 64 << 30;
-    let digits = text.trim_end_matches("iB").trim_end_matches(['K', 'M', 'G']);
-    let shift = match &text[digits.len()..] {
-        "" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
+    let text = text.to_ascii_uppercase();
+    let digits = text.trim_end_matches("IB").trim_end_matches(['K', 'M', 'G']);
+    let shift = match text.strip_prefix(digits) {
+        Some("") => 0,
+        Some("K" | "KIB") => 10,
+        Some("M" | "MIB") => 20,
+        Some("G" | "GIB") => 30,
         _ => 64,
     };
     let bytes = digits.parse().ok().and_then(|number: u64| number.checked_mul(1_u64.checked_shl(shift)?));
@@ -311,13 +325,20 @@ mod tests {
 
     #[test]
     fn amounts_of_memory() {
-        for (text, mebibytes) in [("64M", 64), ("64MiB", 64), ("16777216", 16), ("16384K", 16), ("1G", 1024)] {
+        let same = [("64M", 64), ("64m", 64), ("64MiB", 64), ("64mib", 64), ("16777216", 16), ("16384k", 16)];
+        for (text, mebibytes) in same.into_iter().chain([("16384K", 16), ("1G", 1024), ("1g", 1024)]) {
             assert_eq!(parse_memory(text), Ok(mebibytes << 20), "{text}");
         }
-        for bad in ["", "M", "15M", "65G", "-1M", "1.5G", "64 M", "64MM", "64m", "99999999999999999999", "99999999999G"]
+        for bad in ["", "M", "15M", "65G", "-1M", "1.5G", "64 M", "64MM", "64MB", "99999999999999999999", "99999999999G"]
         {
             assert!(parse_memory(bad).is_err(), "{bad}");
         }
+    }
+
+    /// What is said of such words behind the program's name.
+    fn refused(words: &[&str]) -> Option<String> {
+        let error = Cli::try_parse_from([&["spanflame"], words].concat()).unwrap_err();
+        usage_error(&error, OsStr::new(words.first().unwrap_or(&"")))
     }
 
     #[test]
@@ -334,20 +355,27 @@ mod tests {
             (&["-a", "-o"], ["--output", "required"]),
         ];
         for (arguments, words) in lines {
-            let command_line = [&["spanflame", "record"], arguments].concat();
-            let line = usage_error(&Cli::try_parse_from(&command_line).unwrap_err()).unwrap();
+            let line = refused(&[&["record"], arguments].concat()).unwrap();
             assert_eq!(line.lines().count(), 1, "{line:?}");
             for word in words.iter().chain(&["See: spanflame record --help"]) {
                 assert!(line.contains(word), "{arguments:?}: {word:?} in {line:?}");
             }
             assert!(!line.contains("tip:") && !line.contains("error:"), "{line}");
         }
-        let line = usage_error(&Cli::try_parse_from(["spanflame", "dump"]).unwrap_err()).unwrap();
-        assert!(line.contains("--pid") && line.ends_with("See: spanflame dump --help"), "{line}");
-        for answer in ["--help", "--version"] {
-            assert_eq!(usage_error(&Cli::try_parse_from(["spanflame", answer]).unwrap_err()), None);
+        for (arguments, words) in [
+            (["dump"].as_slice(), ["--pid", "See: spanflame dump --help"]),
+            (&["dump", "-p", "x"], ["one process id", "See: spanflame dump --help"]),
+            (&["dump", "-p", "1", "--memory", "1"], ["16M to 64G", "See: spanflame dump --help"]),
+            (&["doctor", "-p", "1", "-F", "0"], ["1 to 10000", "See: spanflame doctor --help"]),
+            (&["doctor", "--foo"], ["--foo", "See: spanflame doctor --help"]),
+            (&["trace"], ["'trace'", "See: spanflame --help"]),
+        ] {
+            let line = refused(arguments).unwrap();
+            assert!(words.iter().all(|word| line.contains(word)), "{line}");
         }
-        assert_eq!(usage_error(&Cli::try_parse_from(["spanflame"]).unwrap_err()), None);
+        for answer in [&["--help"][..], &["--version"], &["dump", "--help"], &[]] {
+            assert_eq!(refused(answer), None, "{answer:?}");
+        }
     }
 
     #[test]

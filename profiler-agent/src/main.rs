@@ -11,7 +11,8 @@ fn main() -> ExitCode {
     let Cli { command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            let Some(line) = usage_error(&error) else { error.exit() };
+            let command = std::env::args_os().nth(1).unwrap_or_default();
+            let Some(line) = usage_error(&error, &command) else { error.exit() };
             complain(&line);
             return ExitCode::from(2);
         }

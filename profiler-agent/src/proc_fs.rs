@@ -96,7 +96,8 @@ pub(crate) fn own(pid: Pid) -> Option<Own> {
 #[must_use]
 pub(crate) fn started_boot_ns(pid: Pid) -> Option<u64> {
     // Field 22 of proc_pid_stat(5); the state is field 3.
-    let ticks: u64 = fields_from_state(pid)?.split_ascii_whitespace().nth(22 - 3)?.parse().ok()?;
+    let stat = fields_from_state(&format!("/proc/{pid}/stat"))?;
+    let ticks: u64 = stat.split_ascii_whitespace().nth(22 - 3)?.parse().ok()?;
     Some(ticks.saturating_mul(1_000_000_000 / TICKS_PER_SECOND))
 }
 
@@ -114,14 +115,23 @@ pub(crate) fn program_of(pid: Pid) -> Option<(u64, u64)> {
     fs::metadata(format!("/proc/{pid}/exe")).ok().map(|program| (program.dev(), program.ino()))
 }
 
-/// The process of a thread: its own number for a process. `None` when there is none.
-#[must_use]
-pub(crate) fn process_of_thread(thread: Pid) -> Option<Pid> {
+/// The process of a thread: its own number for a process.
+///
+/// # Errors
+/// When there is none, or /proc does not show it.
+pub(crate) fn process_of_thread(thread: Pid) -> io::Result<Pid> {
     // The name in it is whatever bytes the thread chose.
-    let status = fs::read(format!("/proc/{thread}/status")).ok()?;
+    let status = fs::read(format!("/proc/{thread}/status"))?;
     let status = String::from_utf8_lossy(&status);
-    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?;
-    process.trim().parse().ok().map(Pid)
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    process.and_then(|process| process.trim().parse().ok().map(Pid)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Whether there is such a process or thread, shown or not.
+pub(crate) fn exists(pid: Pid) -> bool {
+    let pid = i32::try_from(pid.0).ok().and_then(rustix::process::Pid::from_raw);
+    let asked = pid.map(rustix::process::test_kill_process);
+    matches!(asked, Some(Ok(()) | Err(rustix::io::Errno::PERM)))
 }
 
 /// All processes.
@@ -174,14 +184,16 @@ pub(crate) fn comm(tid: Tid) -> [u8; 16] {
     std::array::from_fn(|index| name.get(index).copied().unwrap_or(0))
 }
 
-/// The state of a process's first thread, or of a thread; `None` when there is none.
-pub(crate) fn state_of(pid: Pid) -> Option<u8> {
-    stat_fields(pid).map(|(state, _parent)| state)
+/// The state of a thread of a process; `None` when there is none. Unlike `/proc/TID/stat`, which sums up all threads
+/// of the process, it costs the same however many there are (`do_task_stat`, linux/fs/proc/array.c).
+pub(crate) fn state_of_thread(pid: Pid, tid: Tid) -> Option<u8> {
+    let fields = fields_from_state(&format!("/proc/{pid}/task/{tid}/stat"))?;
+    fields.split_ascii_whitespace().next()?.as_bytes().first().copied()
 }
 
 /// State and parent from `/proc/PID/stat`.
 fn stat_fields(pid: Pid) -> Option<(u8, Pid)> {
-    let fields = fields_from_state(pid)?;
+    let fields = fields_from_state(&format!("/proc/{pid}/stat"))?;
     let mut fields = fields.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
     Some((state, Pid(fields.next()?.parse().ok()?)))
@@ -193,7 +205,8 @@ pub(crate) fn is_kernel_thread(pid: Pid) -> bool {
     /// `PF_KTHREAD` (linux/include/linux/sched.h).
     const KERNEL_THREAD: u64 = 0x0020_0000;
     // Field 9 of proc_pid_stat(5); the state is field 3.
-    let flags = fields_from_state(pid).and_then(|fields| fields.split_ascii_whitespace().nth(9 - 3)?.parse().ok());
+    let stat = fields_from_state(&format!("/proc/{pid}/stat"));
+    let flags = stat.and_then(|fields| fields.split_ascii_whitespace().nth(9 - 3)?.parse().ok());
     flags.is_some_and(|flags: u64| flags & KERNEL_THREAD != 0)
 }
 
@@ -215,10 +228,10 @@ pub(crate) fn command_line(pid: Pid) -> Vec<String> {
 /// in linux/fs/exec.c), and options stand at the beginning.
 const MOST_COMMAND_BYTES: u64 = 1 << 20;
 
-/// The fields of `/proc/PID/stat` from the third one on. The name before them may contain anything, so
-/// it ends at the last closing parenthesis.
-fn fields_from_state(pid: Pid) -> Option<String> {
-    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+/// The fields of `/proc/PID/stat`, or of a thread's, from the third one on. The name before them may contain
+/// anything, so it ends at the last closing parenthesis.
+fn fields_from_state(path: &str) -> Option<String> {
+    let bytes = fs::read(path).ok()?;
     let after_name = bytes.iter().rposition(|byte| *byte == b')')?;
     String::from_utf8(bytes.get(after_name + 1..)?.to_vec()).ok()
 }
@@ -280,13 +293,16 @@ mod tests {
     #[test]
     fn our_own_process_is_found() {
         let us = Pid(std::process::id());
-        assert_eq!((process_of_thread(us), living_thread(us)), (Some(us), Some(us)));
+        assert_eq!((process_of_thread(us).ok(), living_thread(us)), (Some(us), Some(us)));
+        assert!(exists(us) && exists(Pid(1)) && !exists(Pid(1 << 30)) && !exists(Pid(u32::MAX)));
+        assert!(state_of_thread(us, Tid(us.0)).is_some_and(|state| b"RS".contains(&state)));
+        assert_eq!(state_of_thread(Pid(1), Tid(us.0)), None);
         assert!(executable_mappings(us).unwrap().iter().any(|mapping| mapping.path == "[vdso]"));
         assert!(program_of(us).is_some() && program_of(us) != program_of(Pid(1)));
         let parent = stat_fields(us).unwrap().1;
         assert!(with_descendants(&[us]).unwrap().contains(&us));
         assert!(!with_descendants(&[parent]).unwrap().contains(&us));
-        assert_eq!(process_of_thread(Pid(u32::MAX)), None);
+        assert!(process_of_thread(Pid(u32::MAX)).is_err());
         let own = own(us).unwrap();
         assert!(own.uids.contains(&rustix::process::geteuid().as_raw()) && own.uids.len() == 4, "{own:?}");
         let age_ns = crate::clock::boot_ns() - started_boot_ns(us).unwrap();

@@ -45,6 +45,15 @@ pub enum RecordError {
     /// There is no such process.
     #[error("no process {0}. Find it with: pgrep -a NAME")]
     NoProcess(Pid),
+    /// It ended, or was not to be found, when it was looked at.
+    #[error("process {0} was not seen: it ended just then")]
+    Vanished(Pid),
+    /// /proc does not show it.
+    #[error(
+        "process {0} is there, but /proc/{0} can't be read: {1}. Run as root (CAP_SYS_PTRACE), or mount /proc without \
+         hidepid"
+    )]
+    Hidden(Pid, #[source] std::io::Error),
     /// It has ended.
     #[error("process {0} has ended already (a zombie: its parent has yet to wait for it). Find another: pgrep -a NAME")]
     Ended(Pid),
@@ -130,10 +139,12 @@ pub(crate) fn check_target(options: &Record) -> Result<(), RecordError> {
 pub(crate) fn check_pids(pids: &[u32]) -> Result<(), RecordError> {
     for pid in pids.iter().copied().map(Pid) {
         match proc_fs::process_of_thread(pid) {
-            None => return Err(RecordError::NoProcess(pid)),
-            Some(process) if process != pid => return Err(RecordError::Thread(pid, process)),
-            Some(_) if proc_fs::living_thread(pid).is_none() => return Err(RecordError::Ended(pid)),
-            Some(_) => {}
+            // With hidepid=invisible it looks as if there was none.
+            Err(error) if proc_fs::exists(pid) => return Err(RecordError::Hidden(pid, error)),
+            Err(_none) => return Err(RecordError::NoProcess(pid)),
+            Ok(process) if process != pid => return Err(RecordError::Thread(pid, process)),
+            Ok(_) if proc_fs::living_thread(pid).is_none() => return Err(RecordError::Ended(pid)),
+            Ok(_) => {}
         }
     }
     Ok(())
@@ -283,12 +294,12 @@ fn title(options: &Record) -> String {
     if !options.exec.is_empty() {
         return options.exec.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     }
-    title_of(&options.pid)
+    title_of(&options.pid.iter().copied().map(Pid).collect::<Vec<_>>())
 }
 
 /// These processes, for people.
-pub(crate) fn title_of(pids: &[u32]) -> String {
-    let named = pids.iter().map(|pid| match proc_fs::name(Pid(*pid)) {
+pub(crate) fn title_of(pids: &[Pid]) -> String {
+    let named = pids.iter().map(|pid| match proc_fs::name(*pid) {
         Some(name) => format!("{name} (pid {pid})"),
         None => format!("pid {pid}"),
     });

@@ -37,6 +37,15 @@ impl Dump {
     #[must_use]
     pub fn threads(&self) -> Vec<Thread> {
         assert!(self.status.success(), "{}: {}", self.status, self.stderr);
+        self.printed()
+    }
+
+    /// The same, also where processes that were named are missing in it.
+    ///
+    /// # Panics
+    /// When it printed something else.
+    #[must_use]
+    pub fn printed(&self) -> Vec<Thread> {
         let json: Value = serde_json::from_str(&self.stdout).expect("one JSON object");
         let list = |value: &Value| value.as_array().expect("a list").clone();
         list(&json["processes"]).iter().flat_map(|process| list(&process["threads"])).map(Thread).collect()

@@ -56,8 +56,8 @@ impl Sight {
     }
 
     /// Of a thread that was not seen; why, if it is there still.
-    fn missed(tid: Tid, why: String) -> Self {
-        Status::of(tid, false).map_or(Self::Ended, |status| Self::Nothing(status, why))
+    fn missed(pid: Pid, tid: Tid, why: String) -> Self {
+        Status::of((pid, tid), false).map_or(Self::Ended, |status| Self::Nothing(status, why))
     }
 }
 
@@ -150,7 +150,7 @@ fn read(
         if record.flags & FLAG_ON_CPU != 0 {
             continue;
         }
-        let Some(status) = Status::of(*tid, record.flags & FLAG_32_BIT != 0) else { continue };
+        let Some(status) = Status::of((seen.pid, *tid), record.flags & FLAG_32_BIT != 0) else { continue };
         if status.is_over() {
             seen.sight = Sight::zombie(status);
             continue;
@@ -191,7 +191,7 @@ fn header(record: &Record<'_>) -> SampleHeader {
 fn give_up_on(threads: &mut Threads) {
     let why = format!("it runs too little to be sampled, and too often to be read in {} s", PATIENCE.as_secs());
     for (tid, seen) in awaited(threads) {
-        seen.sight = Sight::missed(*tid, why.clone());
+        seen.sight = Sight::missed(seen.pid, *tid, why.clone());
     }
 }
 
@@ -210,7 +210,7 @@ pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Res
         for (tid, seen) in awaited(&mut threads) {
             let now = Instant::now();
             if now > end + PATIENCE {
-                seen.sight = Sight::missed(*tid, "there was no time left to stop it".to_owned());
+                seen.sight = Sight::missed(seen.pid, *tid, "there was no time left to stop it".to_owned());
                 continue;
             }
             match stop_and_read(session, &stopper, *tid, seen, now > end).await {
@@ -233,7 +233,7 @@ async fn stop_and_read(
     seen: &Seen,
     give_up: bool,
 ) -> Option<Sight> {
-    let Some(status) = Status::of(tid, false) else { return Some(Sight::Ended) };
+    let Some(status) = Status::of((seen.pid, tid), false) else { return Some(Sight::Ended) };
     if status.is_over() {
         return Some(Sight::zombie(status));
     }
@@ -255,8 +255,8 @@ async fn stop_and_read(
         }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => give_up.then(|| {
             let why = format!("it did not stop in {} s: nothing interrupts the call that it is in", PATIENCE.as_secs());
-            Sight::missed(tid, why)
+            Sight::missed(seen.pid, tid, why)
         }),
-        Err(error) => Some(Sight::missed(tid, format!("it can't be stopped: {error}"))),
+        Err(error) => Some(Sight::missed(seen.pid, tid, format!("it can't be stopped: {error}"))),
     }
 }

@@ -4,7 +4,7 @@ mod look;
 mod memory;
 mod status;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use profiler_common::address::Pid;
@@ -13,6 +13,7 @@ use profiler_model::Profile;
 
 use self::look::{Seen, Sight, Threads};
 use crate::cli::{self, DumpOptions};
+use crate::debuginfod::Debuginfod;
 use crate::kernel::{LoadOptions, check_frequency, check_support};
 use crate::record::{RecordError, check_pids, raise_open_files, row_chunks, table_cache, title_of};
 use crate::session::{Session, about};
@@ -33,30 +34,51 @@ const SLOW_HZ: u32 = 99;
 /// # Errors
 /// With what failed and what to do.
 pub fn run(options: &DumpOptions) -> Result<ExitCode, RecordError> {
-    check_pids(&options.pid)?;
+    let (pids, mut gone) = there(&options.pid);
+    if pids.is_empty()
+        && let Some(last) = gone.pop()
+    {
+        gone.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
+        return Err(last);
+    }
     check_support()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RecordError::Runtime)?;
-    runtime.block_on(dump(options))
+    let all_seen = runtime.block_on(dump(options, &pids))?;
+    // Behind the answer, where a terminal shows it.
+    gone.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
+    Ok(ExitCode::from(u8::from(!all_seen || !gone.is_empty())))
 }
 
-async fn dump(options: &DumpOptions) -> Result<ExitCode, RecordError> {
+/// Those of the processes that can be looked at, each once, and what is the matter with the others.
+fn there(pids: &[u32]) -> (Vec<Pid>, Vec<RecordError>) {
+    let (mut there, mut gone) = (Vec::new(), Vec::new());
+    for pid in pids {
+        match check_pids(&[*pid]) {
+            Ok(()) if there.contains(&Pid(*pid)) => {}
+            Ok(()) => there.push(Pid(*pid)),
+            Err(error) => gone.push(error),
+        }
+    }
+    (there, gone)
+}
+
+/// Returns whether all of these processes were seen.
+async fn dump(options: &DumpOptions, pids: &[Pid]) -> Result<bool, RecordError> {
     let mut signals = Signals::new().map_err(RecordError::Signals)?;
     raise_open_files();
     tokio::select! {
         biased;
         _signal = signals.next() => Err(RecordError::Interrupted),
-        seen = see(options) => {
+        seen = see(options, pids) => {
             let (profile, threads) = seen?;
-            print(options, &profile, threads)?;
-            Ok(ExitCode::SUCCESS)
+            print(options, pids, &profile, threads)
         }
     }
 }
 
 /// Every thread, and its stack in the profile.
-async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
+async fn see(options: &DumpOptions, pids: &[Pid]) -> Result<(Profile, Threads), RecordError> {
     let frequency_hz = if check_frequency(FAST_HZ).is_ok() { FAST_HZ } else { SLOW_HZ };
-    let pids: HashSet<Pid> = options.pid.iter().copied().map(Pid).collect();
     let load = LoadOptions {
         sample_all: false,
         follow_children: false,
@@ -69,31 +91,37 @@ async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
         threads: !options.ptrace,
     };
     let about =
-        about(title_of(&options.pid), std::num::NonZeroU32::new(frequency_hz).unwrap_or(std::num::NonZeroU32::MIN));
-    let interest = Interest::Only { pids, children: false, launched: false };
+        about(title_of(pids), std::num::NonZeroU32::new(frequency_hz).unwrap_or(std::num::NonZeroU32::MIN));
+    let interest = Interest::Only { pids: pids.iter().copied().collect(), children: false, launched: false };
     let mut session = Session::build(&load, interest, about, SourceMap::new(&options.source_map))?;
     if let Some(cache) = table_cache(&options.tables)? {
         session.cache_tables(cache);
+    }
+    if options.debuginfod {
+        session.use_debuginfod(Debuginfod::from_environment()?);
     }
     session.get_ready().await;
     let started_ns = clock::monotonic().0;
     let why_not = session.without_threads().map(ToString::to_string);
     let by_stopping = options.ptrace || why_not.is_some();
-    let pids: Vec<Pid> = options.pid.iter().copied().map(Pid).collect();
     let mut threads = Threads::new();
-    let mut missed = 0;
+    let (mut missed, mut cut) = (0, 0);
     for _ in 0..options.times.get() {
         session.forget_threads();
         threads = if by_stopping {
-            look::by_stopping(&mut session, &pids).await?
+            look::by_stopping(&mut session, pids).await?
         } else {
             look::in_place(&mut session).await?
         };
         missed += u32::from(threads.values().any(|seen| matches!(seen.sight, Sight::Nothing(..))));
+        cut += u32::from(session.has_cut_stacks());
     }
     let mut profile = session.finish(started_ns).await?;
     if missed > 0 && options.times.get() > 1 {
         profile.add_note(&format!("{missed} of {} looks did not see every thread", options.times));
+    }
+    if cut > 0 && options.times.get() > 1 {
+        profile.add_note(&format!("{cut} of {} looks saw a stack whose callers are missing", options.times));
     }
     if by_stopping {
         let why = why_not.map_or_else(|| "as was asked for".to_owned(), |why| format!("in place it did not go: {why}"));
@@ -104,12 +132,17 @@ async fn see(options: &DumpOptions) -> Result<(Profile, Threads), RecordError> {
     Ok((profile, threads))
 }
 
-/// Prints the threads on stdout, and on stderr what there is to say of them.
-fn print(options: &DumpOptions, profile: &Profile, threads: Threads) -> Result<(), RecordError> {
+/// Prints the threads on stdout, and on stderr what there is to say of them. Returns whether there is one of each
+/// process.
+fn print(options: &DumpOptions, pids: &[Pid], profile: &Profile, threads: Threads) -> Result<bool, RecordError> {
     let ended = threads.values().filter(|seen| matches!(seen.sight, Sight::Ended)).count();
     let processes = processes(threads);
-    if let Some(gone) = options.pid.iter().find(|pid| processes.iter().all(|process| process.pid != **pid)) {
-        return Err(RecordError::NoProcess(Pid(*gone)));
+    let unseen = |pid: &&Pid| processes.iter().all(|process| process.pid != pid.0);
+    let mut gone: Vec<RecordError> = pids.iter().filter(unseen).map(|pid| RecordError::Vanished(*pid)).collect();
+    if processes.is_empty()
+        && let Some(last) = gone.pop()
+    {
+        return Err(last);
     }
     let dump = Dump::new(profile, processes);
     let text = if options.json {
@@ -126,7 +159,8 @@ fn print(options: &DumpOptions, profile: &Profile, threads: Threads) -> Result<(
     if ended > 0 {
         cli::complain(&format!("{ended} more threads have ended while they were looked at"));
     }
-    Ok(())
+    gone.iter().for_each(|error| cli::complain(&error.to_string()));
+    Ok(gone.is_empty())
 }
 
 /// The threads by process, without those that have ended.

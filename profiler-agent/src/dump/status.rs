@@ -21,9 +21,9 @@ impl Status {
     pub(super) const RUNNING: Self = Self { state: 'R', system_call: None };
 
     /// What /proc says of the thread now; `None` when it has ended.
-    pub(super) fn of(tid: Tid, is_32_bit: bool) -> Option<Self> {
-        let state = char::from(proc_fs::state_of(Pid(tid.0))?);
-        let text = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+    pub(super) fn of((pid, tid): (Pid, Tid), is_32_bit: bool) -> Option<Self> {
+        let state = char::from(proc_fs::state_of_thread(pid, tid)?);
+        let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
         Some(Self { state, system_call: system_call(&text, is_32_bit) })
     }
 
@@ -66,9 +66,9 @@ mod tests {
 
     #[test]
     fn we_run() {
-        let us = Tid(std::process::id());
+        let (pid, tid) = (Pid(std::process::id()), Tid(std::process::id()));
         // Another thread of the test may be the first one.
-        assert!(Status::of(us, false).is_some_and(|status| "RS".contains(status.state)));
-        assert_eq!(Status::of(Tid(u32::MAX), false), None);
+        assert!(Status::of((pid, tid), false).is_some_and(|status| "RS".contains(status.state)));
+        assert_eq!(Status::of((pid, Tid(u32::MAX)), false), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use profiler_common::address::{MonotonicNs, Tid};
-use profiler_common::record::{Sample, SampleHeader};
+use profiler_common::record::{Sample, SampleHeader, StopReason};
 use profiler_common::step::Machine;
 
 use super::{FINISH, Session, SessionError};
@@ -94,6 +94,12 @@ impl Session {
     /// Takes in the stack of a thread that stood.
     pub(crate) fn take_in(&mut self, sample: LocatedSample) {
         self.look().standing.push(sample);
+    }
+
+    /// Whether callers are missing in a stack that was seen where its thread stood, since they were forgotten.
+    pub(crate) fn has_cut_stacks(&self) -> bool {
+        let is_whole = |stop| matches!(stop, StopReason::Complete | StopReason::NoUserStack);
+        self.picked.iter().flat_map(|picked| &picked.standing).any(|sample| !is_whole(sample.stop))
     }
 
     /// Forgets what was seen of threads.
