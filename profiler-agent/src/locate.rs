@@ -6,6 +6,7 @@ use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
 use profiler_common::record::{
     FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason, stack_copy_start,
 };
+use profiler_common::row::Rule;
 use profiler_common::step::{Machine, NoBarrier, Registers, stop_reason};
 use profiler_model::FoundBy;
 
@@ -109,8 +110,18 @@ fn located(
 ) -> LocatedSample {
     let process = tracker.process(header.pid);
     let mut interrupted = false;
-    let located = |frame: u64| {
-        let address = lookup_address(frame);
+    let complete = stop == StopReason::Complete;
+    let at = |depth: usize, frame: u64| {
+        // What returns to a signal handler's trampoline, or to where another stack starts, was never called by it:
+        // the byte before is another function's.
+        let returns_to_start = match frames.get(depth + 1) {
+            Some(next) => next & FRAME_EXACT != 0,
+            None => complete && process.is_some_and(|process| is_start(tracker, process, header, frame)),
+        };
+        if returns_to_start { VirtualAddress(frame & FRAME_ADDRESS) } else { lookup_address(frame) }
+    };
+    let located = |(depth, frame): (usize, u64)| {
+        let address = at(depth, frame);
         let found_by = found_by(frame, std::mem::replace(&mut interrupted, frame & FRAME_EXACT != 0));
         let code = process.and_then(|process| process.mapping_at(address, header.time)).copied();
         if let Some(executable) = code.and_then(|code| tracker.executable(code.file)) {
@@ -118,7 +129,7 @@ fn located(
         }
         LocatedFrame { address, code, found_by }
     };
-    let mut user_frames: Vec<LocatedFrame> = frames.into_iter().map(located).collect();
+    let mut user_frames: Vec<LocatedFrame> = frames.iter().copied().enumerate().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);
     let exec = process.and_then(TrackedProcess::last_exec);
     if header.kernel_mode && in_exec(header.time, exec, &user_frames, stop) {
@@ -129,6 +140,16 @@ fn located(
     let kernel_frames =
         kernel_frames.map(|(depth, pc)| VirtualAddress(pc.wrapping_sub(u64::from(depth > 0)))).collect();
     LocatedSample { header: *header, kernel_frames, user_frames, stop }
+}
+
+/// Whether the outermost frame is at the very start of the code where stacks end: nothing called it. The rows have
+/// that start one byte before (`profiler_unwind`, of `makecontext`).
+fn is_start(tracker: &Tracker, process: &TrackedProcess, header: &SampleHeader, frame: u64) -> bool {
+    let ends = |before: u64| {
+        let address = VirtualAddress((frame & FRAME_ADDRESS).wrapping_sub(before));
+        rule_at(tracker, process, address, header.time).is_ok_and(|rule| rule == Rule::END)
+    };
+    frame & FRAME_EXACT == 0 && ends(0) && ends(1) && !ends(2)
 }
 
 /// How a frame was found, from one that was `interrupted` or had called.
@@ -222,7 +243,7 @@ fn rule_at(
     process: &TrackedProcess,
     address: VirtualAddress,
     time: MonotonicNs,
-) -> Result<profiler_common::row::Rule, GoneOn> {
+) -> Result<Rule, GoneOn> {
     let code = process.mapping_at(address, time).ok_or(GoneOn::Stopped(StopReason::NotCode))?;
     let missing = || GoneOn::Stopped(StopReason::NoUnwindTable);
     let executable = tracker.executable(code.file).ok_or_else(missing)?;

@@ -143,6 +143,23 @@ async fn code_is_in_the_function_that_holds_it_under_its_plainest_name() {
     }
 }
 
+/// As in the C library: the name in the debug information is one that only its makers know.
+#[tokio::test]
+async fn a_function_with_debug_information_has_the_name_that_users_call() {
+    const LIBRARY: &str = "
+        __attribute__((noinline)) int __GI___pick(int n) { return n * 3; }
+        extern int pick(int) __attribute__((alias(\"__GI___pick\")));
+        __attribute__((noinline)) int kept(int n) { return n * 5; }
+        extern int _kept(int) __attribute__((alias(\"kept\")));
+    ";
+    let scratch = Scratch::new("users");
+    let file = scratch.compile("users.c", LIBRARY, &["-O1", "-g", "-shared", "-nostdlib", "-fPIC"]);
+    let asked = ["pick", "kept"].map(|name| symbol(&file, &[], |known| known == name).1);
+    let answer = symbols(&mut worker(Role::Symbols), &file, &asked).await.unwrap();
+    let seen: Vec<_> = answer.iter().map(|(_, frames)| (frames[0].name.as_str(), frames[0].line)).collect();
+    assert_eq!(seen, [("pick", 2), ("kept", 4)]);
+}
+
 #[tokio::test]
 async fn a_stripped_library_is_known_by_its_dynamic_symbols() {
     let libc = libc_path();

@@ -238,6 +238,25 @@ fn signal_at_the_entry_of_a_function() {
     profile.check_chain("handler", &chain, LEAST);
 }
 
+/// What a handler and the function of a context return to was called by nobody: the byte before is another
+/// function's.
+#[test]
+fn code_that_was_never_called() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&OPTIONS).of(&lab.workload("handler-static"), &["1500", ""]).profile();
+    let before = from_main(&["caller", "interrupted"]);
+    let handling = [before.as_slice(), &["__restore_rt"], &HANDLER].concat();
+    profile.check_chains("handler-static", &[&before, &handling], LEAST);
+
+    let profile = lab.record(&OPTIONS).of(&lab.workload("contexts-static"), &["1500"]).profile();
+    let mut stacks = profile.of("contexts-static");
+    stacks.retain(|stack| stack.incomplete.is_none() && stack.holds("leaf") && !stack.holds("in_first"));
+    assert!(stacks.iter().any(|stack| stack.holds("in_ping")), "{stacks:?}");
+    for stack in stacks {
+        assert_eq!(stack.user.first().map(String::as_str), Some("__start_context"), "{stack:?}");
+    }
+}
+
 /// The code that the kernel makes a handler return to.
 const TRAMPOLINE: [&str; 1] = [LIBC];
 const HANDLER: [&str; 3] = ["on_signal", "handler_outer", "handler_leaf"];

@@ -185,7 +185,9 @@ impl OpenFile {
                         found[index].push(full);
                         sizeless.extend((symbol.size_bytes == 0).then_some((index, symbol.start)));
                     }
-                    Some(bare) if bare.name.is_empty() || full.name != full.system_name => {
+                    Some(bare)
+                        if bare.name.is_empty() || full.name != full.system_name || is_plainer(&full, bare) =>
+                    {
                         (bare.name, bare.system_name) = (full.name, full.system_name);
                     }
                     Some(_) => {}
@@ -212,6 +214,13 @@ impl OpenFile {
         }
         frames
     }
+}
+
+/// Whether a symbol is what users call a function that DWARF knows by a name of the C library's own
+/// (`__GI___select`, `__libc_malloc`).
+fn is_plainer(symbol: &Frame, known: &Frame) -> bool {
+    let underscores = |name: &str| name.bytes().take_while(|byte| *byte == b'_').count();
+    underscores(&known.name) >= 2 && underscores(&symbol.name) < underscores(&known.name)
 }
 
 /// The path of the file with the debug information of an executable, if it is apart and there.
