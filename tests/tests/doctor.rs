@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use spanflame_tests::system::{Program, cpu_time, output, runs, wait_for};
+use spanflame_tests::system::{Program, cpu_time, descendant, output, runs, wait_for};
 use spanflame_tests::{Lab, lab};
 
 /// Longer than a test takes.
@@ -98,6 +98,26 @@ fn library_with_frame_pointers_only() {
     let report = report_of(&lab, program.pid());
     assert!(is_whole(&report), "{report:#}");
     assert!(!fixes(&report).contains(&"build_unwindable"), "{report:#}");
+}
+
+/// A server that leaves the work to its children: they are looked at, unless told not to.
+#[test]
+fn process_whose_child_works() {
+    let Some(lab) = lab() else { return };
+    let mut parent = Command::new("unshare");
+    let parent = Program::spawn(parent.args(["-pf", "--kill-child"]).arg(lab.workload("chain12")).arg("120"));
+    let child = || descendant(parent.pid(), "chain12").filter(|pid| cpu_time(*pid).is_some_and(|time| !time.is_zero()));
+    wait_for("the child to work", || child().is_some());
+    let (text, report) = answers(&lab, parent.pid());
+    assert!(is_whole(&report), "{report:#}");
+    let processes = report["processes"].as_array().unwrap();
+    assert_eq!((&report["pid"], &report["advice_is_for"]), (&parent.pid().into(), &child().unwrap().into()));
+    assert_eq!((&processes[0]["name"], &processes[1]["name"]), (&"unshare".into(), &"chain12".into()));
+    assert!(code(&report, "/chain12")["samples"].as_u64() > Some(50), "{report:#}");
+    let line = format!("With its child (--no-children leaves it out): {} chain12 (", child().unwrap());
+    assert!(text.contains(&line), "{text}");
+    let alone = said(&lab, parent.pid(), &["--no-children", "--memory", "64m", "--table-cache", "none"]);
+    assert!(alone.starts_with(&format!("unshare (pid {}) was idle", parent.pid())), "{alone}");
 }
 
 /// A program of one's own without symbols; its tables are there.

@@ -10,6 +10,7 @@ use profiler_model::{FrameKind, Profile};
 use tokio::time::{Instant, timeout_at};
 
 use crate::debug_files;
+use crate::debuginfod::DebugCache;
 use crate::record::RecordError;
 use crate::session::SessionError;
 use crate::tracker::Tracker;
@@ -90,16 +91,20 @@ impl Code {
     }
 }
 
-/// The files that a process has mapped now, in the order of their addresses. They are not looked at yet.
-pub(super) fn of_process(tracker: &Tracker, pid: Pid) -> Vec<Code> {
-    let Some(process) = tracker.process(pid) else { return Vec::new() };
+/// The files that processes have mapped now, in the order of their addresses; those of the first process first, and
+/// each where the first one has it. They are not looked at yet.
+pub(super) fn of_processes(tracker: &Tracker, pids: impl Iterator<Item = Pid>) -> Vec<Code> {
     let mut all: Vec<Code> = Vec::new();
-    let mut known: HashMap<(FileKey, &str), usize> = HashMap::new();
-    for mapping in process.live() {
+    let mut known: HashMap<(FileKey, &str), (Pid, usize)> = HashMap::new();
+    let mappings = pids.filter_map(|pid| tracker.process(pid)).flat_map(|process| {
+        let pid = process.pid;
+        process.live().map(move |mapping| (pid, mapping))
+    });
+    for (pid, mapping) in mappings {
         let Some(executable) = tracker.executable(mapping.file) else { continue };
         // There are two kinds of generated code, and one name for both.
         let key = if executable.generated { FileKey(0) } else { mapping.file };
-        let index = *known.entry((key, executable.path.as_str())).or_insert_with(|| {
+        let (whose, index) = *known.entry((key, executable.path.as_str())).or_insert_with(|| {
             let contents = if executable.generated { Contents::Generated } else { Contents::Unopened };
             let file = executable.file.as_ref().filter(|_| !executable.generated);
             all.push(Code {
@@ -110,8 +115,11 @@ pub(super) fn of_process(tracker: &Tracker, pid: Pid) -> Vec<Code> {
                 file: file.map(|file| (mapping.file, Arc::clone(file), executable.place())),
                 ..Code::new(&executable.path, contents)
             });
-            all.len() - 1
+            (pid, all.len() - 1)
         });
+        if whose != pid {
+            continue;
+        }
         let (start, end, file_offset) = (mapping.start, mapping.end, mapping.file_offset);
         if let Some(code) = all.get_mut(index) {
             code.places.push(Place { start, end, file_offset });
@@ -125,9 +133,12 @@ fn is_deleted(file: &OwnedFd) -> bool {
     rustix::fs::fstat(file).is_ok_and(|stat| stat.st_nlink == 0)
 }
 
-/// Has a worker look at the files.
-pub(super) async fn describe(all: &mut [Code]) -> Result<(), RecordError> {
+/// Has a worker look at the files, and at debug files that servers sent.
+pub(super) async fn describe(all: &mut [Code], downloaded: Option<Arc<DebugCache>>) -> Result<(), RecordError> {
     let mut worker = Worker::spawn(Role::Describe, Path::new("/proc/self/exe")).map_err(SessionError::Worker)?;
+    if let Some(cache) = downloaded {
+        worker.use_downloaded(cache);
+    }
     let deadline = Instant::now() + LIMIT;
     let mut left = all.iter().filter_map(|code| code.file.clone());
     let mut found: BTreeMap<FileKey, Contents> = BTreeMap::new();

@@ -247,7 +247,7 @@ impl fmt::Display for Fix {
                 f.write_str("write the JVM's perf map while recording, as its user (JDK 17 or later)")
             }
             Self::JvmFramePointers => f.write_str("start it with: java -XX:+PreserveFramePointer"),
-            Self::PythonPerfMap => f.write_str("to see Python functions, start it with: python3 -X perf"),
+            Self::PythonPerfMap => f.write_str("to see Python functions, start it with: python3 -X perf (or PYTHONPERFSUPPORT=1)"),
             Self::NewerPython { minor } => {
                 write!(f, "to see Python functions, use CPython 3.12 or later with -X perf (this is 3.{minor})")
             }

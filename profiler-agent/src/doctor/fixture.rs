@@ -11,6 +11,7 @@ use profiler_model::{
 use profiler_unwind::{Coverage, Sections};
 
 use super::code::{self, Code, Contents, Place};
+use super::family::Member;
 use super::generated::{Generated, Names};
 use super::packages::{Distribution, Owner, Packages};
 use super::report::Findings;
@@ -78,8 +79,9 @@ impl Scene {
         code::count(&mut self.code, &self.profile);
         let owner = Owner { package: "server-bin".to_owned(), version: "1:2.3-4".to_owned() };
         Findings {
+            named: PID,
             pid: PID,
-            name: "server".to_owned(),
+            family: vec![Member { pid: PID.0, name: "server".to_owned(), samples: 0 }],
             run_time,
             command: vec!["/usr/bin/server".to_owned(), "--port".to_owned()],
             profile: self.profile,

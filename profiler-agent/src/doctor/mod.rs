@@ -7,7 +7,8 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `code` | the files that the process runs, and what each offers |
+//! | `family` | the process and its children, and which of them works |
+//! | `code` | the files that they run, and what each offers |
 //! | `generated` | the code that it makes at run time, and where it tells of it |
 //! | `run_time` | which run time makes it |
 //! | `packages` | which package a file is of |
@@ -16,6 +17,7 @@
 
 mod advice;
 mod code;
+mod family;
 mod fix;
 #[cfg(test)]
 mod fixture;
@@ -32,18 +34,17 @@ use profiler_common::address::Pid;
 use profiler_model::Profile;
 
 use self::code::Code;
+use self::family::Member;
 use self::generated::Generated;
 use self::packages::Packages;
 use self::report::{Findings, Report};
 use self::run_time::RunTime;
-use crate::cli::{self, Doctor, Record, TableOptions};
+use crate::cli::{self, Doctor, Record};
+use crate::debuginfod::Debuginfod;
 use crate::kernel::{check_frequency, check_support};
 use crate::record::{self, RecordError};
 use crate::signals::Signals;
 use crate::{proc_fs, report as terminal};
-
-/// What a recording makes do with, too.
-const MEMORY_BYTES: u64 = 128 << 20;
 
 /// Runs the command.
 ///
@@ -78,11 +79,11 @@ fn recording(options: &Doctor) -> Record {
     Record {
         pid: vec![options.pid],
         all: false,
-        no_children: true,
+        no_children: options.no_children,
         duration: Some(options.duration),
         frequency: options.frequency,
-        tables: TableOptions { memory: MEMORY_BYTES, table_cache: None },
-        debuginfod: false,
+        tables: options.tables.clone(),
+        debuginfod: options.debuginfod,
         output: Vec::new(),
         source_map: Vec::new(),
         json: options.json,
@@ -92,31 +93,50 @@ fn recording(options: &Doctor) -> Record {
     }
 }
 
-async fn examine(pid: Pid, options: &Record) -> Result<Report, RecordError> {
-    let packages = Packages::of(pid);
-    let command = proc_fs::command_line(pid);
-    let name = proc_fs::name(pid).unwrap_or_default();
-    let (profile, mut code, generated) = sample(pid, options).await?;
-    if code.is_empty() && proc_fs::living_thread(pid).is_none() {
+async fn examine(named: Pid, options: &Record) -> Result<Report, RecordError> {
+    // Of those that end meanwhile.
+    let (packages, command) = (Packages::of(named), proc_fs::command_line(named));
+    let Sampled { profile, mut code, generated, family } = sample(named, options).await?;
+    if code.is_empty() && proc_fs::living_thread(named).is_none() {
         // It ended before anything of it was seen.
-        return Err(RecordError::Ended(pid));
+        return Err(RecordError::Ended(named));
     }
-    code::describe(&mut code).await?;
+    let pid = family::who_works(named, &family);
+    let (packages, command) =
+        if pid == named { (packages, command) } else { (Packages::of(pid), proc_fs::command_line(pid)) };
+    let downloaded = options.debuginfod.then(Debuginfod::from_environment).transpose()?;
+    code::describe(&mut code, downloaded.map(|debuginfod| debuginfod.cache())).await?;
     code::count(&mut code, &profile);
     let run_time = RunTime::of(code.iter().map(|code| code.path.as_str()), &command);
     let files = code.iter().filter(|code| code.description().is_some());
     let owners = packages.owners(&files.map(|code| code.path.as_str()).collect::<Vec<_>>());
-    Ok(Report::of(Findings { pid, name, run_time, command, profile, code, generated, packages, owners }))
+    Ok(Report::of(Findings { named, pid, family, run_time, command, profile, code, generated, packages, owners }))
 }
 
-/// Samples the process, and notes what it has mapped while it is there.
-async fn sample(pid: Pid, options: &Record) -> Result<(Profile, Vec<Code>, Generated), RecordError> {
+/// What a recording brought.
+struct Sampled {
+    profile: Profile,
+    code: Vec<Code>,
+    generated: Generated,
+    family: Vec<Member>,
+}
+
+/// Samples the process and its children, and notes what they have mapped while they are there.
+async fn sample(named: Pid, options: &Record) -> Result<Sampled, RecordError> {
     let mut signals = Signals::new().map_err(RecordError::Signals)?;
     record::raise_open_files();
     let (mut session, started_ns) = record::start(options, None).await?;
     let _for_whatever_reason = record::wait_for_end(&mut session, options, None, &mut signals).await?;
-    let code = code::of_process(session.tracker(), pid);
-    let generated = Generated::of_process(session.tracker(), pid).await;
+    let mut family = family::members(session.tracker(), named);
+    let code = code::of_processes(session.tracker(), family.iter().map(|member| Pid(member.pid)));
+    let mut told = Vec::new();
+    for member in family.iter().take(family::MOST_TOLD) {
+        let pid = Pid(member.pid);
+        told.push((pid, Generated::of_process(session.tracker(), pid).await));
+    }
     let profile = record::finish(session, started_ns, &mut signals).await?;
-    Ok((profile, code, generated))
+    family::count(&mut family, &profile);
+    let works = family::who_works(named, &family);
+    let generated = told.into_iter().find(|(pid, _generated)| *pid == works);
+    Ok(Sampled { profile, code, generated: generated.unwrap_or_default().1, family })
 }

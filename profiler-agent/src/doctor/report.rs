@@ -9,6 +9,7 @@ use serde::{Serialize, Serializer};
 
 use super::advice::Circumstances;
 use super::code::{Code, Contents};
+use super::family::Member;
 use super::fix::{Fix, Why};
 use super::generated::{Generated, Names};
 use super::packages::{Owner, Packages};
@@ -18,8 +19,12 @@ use crate::worker::{Description, FileError};
 
 /// Everything that the answer is made of.
 pub(super) struct Findings {
+    /// The process that was asked about.
+    pub(super) named: Pid,
+    /// That, or the child that works for it.
     pub(super) pid: Pid,
-    pub(super) name: String,
+    /// The process that was asked about, then its children.
+    pub(super) family: Vec<Member>,
     pub(super) run_time: Option<RunTime>,
     pub(super) command: Vec<String>,
     pub(super) profile: Profile,
@@ -35,6 +40,10 @@ pub(super) struct Findings {
 pub(super) struct Report {
     pub(super) pid: u32,
     pub(super) name: String,
+    /// The processes that were looked at: that one, then its children.
+    pub(super) processes: Vec<Member>,
+    /// The process that `generated` and `fixes` are about, where run times or packages matter.
+    pub(super) advice_is_for: u32,
     /// A thread of the kernel: there is nothing more to say.
     pub(super) kernel_thread: bool,
     pub(super) duration_ns: u64,
@@ -197,6 +206,8 @@ impl Report {
         Self {
             pid: pid.0,
             name: proc_fs::name(pid).unwrap_or_default(),
+            processes: Vec::new(),
+            advice_is_for: pid.0,
             kernel_thread: true,
             duration_ns: 0,
             rate_hz: 0,
@@ -213,7 +224,8 @@ impl Report {
 
     /// The answer from what was found.
     pub(super) fn of(findings: Findings) -> Self {
-        let Findings { pid, name, run_time, command, profile, mut code, generated, packages, owners } = findings;
+        let Findings { named, pid, family, run_time, command, profile, mut code, generated, packages, owners } = findings;
+        let name = family.iter().find(|member| member.pid == named.0).map(|member| member.name.clone());
         code.sort_by_key(|code| std::cmp::Reverse(code.samples));
         let figures = Figures::of(&profile);
         let circumstances = Circumstances {
@@ -230,12 +242,14 @@ impl Report {
         let broken: Vec<BrokenEntry> = broken(&profile).into_iter().map(with_fix).collect();
         let mut fixes = advice(&circumstances, &broken);
         if figures.samples == 0 {
-            fixes.insert(0, Advice { samples: 0, fix: Fix::PutLoadOnIt { pid: pid.into() }, files: Vec::new() });
+            fixes.insert(0, Advice { samples: 0, fix: Fix::PutLoadOnIt { pid: named.into() }, files: Vec::new() });
         }
         let entry = |code: &Code| CodeEntry::of(code, &generated.names, circumstances.for_names(code));
         Self {
-            pid: pid.0,
-            name,
+            pid: named.0,
+            name: name.unwrap_or_default(),
+            processes: family,
+            advice_is_for: pid.0,
             kernel_thread: false,
             duration_ns: profile.about().duration_ns,
             rate_hz: profile.about().sample_rate_hz.get(),

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use profiler_export::Broken;
 use profiler_model::clean;
 
+use super::family::Member;
 use super::fix::Fix;
 use super::generated::Names;
 use super::report::{Advice, CodeEntry, DebugInfo, Report, Symbols, Unwinding};
@@ -15,6 +16,9 @@ const MOST_BROKEN: usize = 12;
 /// Files that are shown whether there is something to say of them or not.
 const MOST_ROWS: usize = 12;
 
+/// Processes that are shown.
+const MOST_PROCESSES: usize = 6;
+
 /// Characters of the path of a debug file where there is little room.
 const SHORT_DEBUG_PATH: usize = 28;
 
@@ -24,6 +28,9 @@ const MANY_UNCOVERED_BYTES: u64 = 256;
 /// The answer, in lines of about `width` characters.
 pub(super) fn text(report: &Report, width: usize) -> String {
     let mut text = headline(report) + "\n";
+    if let Some(children) = children(report) {
+        line(&mut text, &children);
+    }
     let items = items(report);
     if !report.code.is_empty() {
         text.push('\n');
@@ -90,6 +97,31 @@ fn headline(report: &Report) -> String {
         let _ = write!(text, ", {} lost", report.lost);
     }
     text
+}
+
+/// Which of several processes work.
+fn children(report: &Report) -> Option<String> {
+    let (_named, children) = report.processes.split_first().filter(|(_named, children)| !children.is_empty())?;
+    let mut busy: Vec<&Member> = report.processes.iter().filter(|member| member.samples > 0).collect();
+    busy.sort_by_key(|member| std::cmp::Reverse(member.samples));
+    let shown = busy.iter().take(MOST_PROCESSES);
+    let shown: Vec<String> =
+        shown.map(|member| format!("{} {} ({} samples)", member.pid, member.name, member.samples)).collect();
+    let mut text = match children.len() {
+        1 => "With its child (--no-children leaves it out)".to_owned(),
+        count => format!("With its {count} children (--no-children leaves them out)"),
+    };
+    if !shown.is_empty() {
+        let _ = write!(text, ": {}", shown.join(", "));
+        if let Some(more) = busy.len().checked_sub(MOST_PROCESSES).filter(|more| *more > 0) {
+            let _ = write!(text, " and {more} more");
+        }
+    }
+    let advice_is_for = report.processes.iter().find(|member| member.pid == report.advice_is_for);
+    if let Some(member) = advice_is_for.filter(|member| member.pid != report.pid) {
+        let _ = write!(text, ". Advice about run times and packages is for {}", member.pid);
+    }
+    Some(text)
 }
 
 /// A share, never rounded up to all.

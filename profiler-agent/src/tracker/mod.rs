@@ -385,6 +385,11 @@ impl Tracker {
         self.processes.get(&pid)
     }
 
+    /// The processes that are known, in no order.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.processes.values()
+    }
+
     pub(crate) fn executable(&self, key: FileKey) -> Option<&Executable> {
         self.executables.get(key)
     }
