@@ -329,7 +329,8 @@ mod tests {
         for (text, mebibytes) in same.into_iter().chain([("16384K", 16), ("1G", 1024), ("1g", 1024)]) {
             assert_eq!(parse_memory(text), Ok(mebibytes << 20), "{text}");
         }
-        for bad in ["", "M", "15M", "65G", "-1M", "1.5G", "64 M", "64MM", "64MB", "99999999999999999999", "99999999999G"]
+        for bad in
+            ["", "M", "15M", "65G", "-1M", "1.5G", "64 M", "64MM", "64MB", "99999999999999999999", "99999999999G"]
         {
             assert!(parse_memory(bad).is_err(), "{bad}");
         }

@@ -45,8 +45,8 @@ pub enum RecordError {
     /// There is no such process.
     #[error("no process {0}. Find it with: pgrep -a NAME")]
     NoProcess(Pid),
-    /// It ended, or was not to be found, when it was looked at.
-    #[error("process {0} was not seen: it ended just then")]
+    /// The kernel told of no thread of it.
+    #[error("process {0} was not seen: it ended just then, or the kernel tells of none of its threads")]
     Vanished(Pid),
     /// /proc does not show it.
     #[error(

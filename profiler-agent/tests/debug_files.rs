@@ -275,12 +275,22 @@ async fn split_dwarf_beside_object_files() {
         let program = Program::new(&format!("split{version}"), &["-g", "-gsplit-dwarf", version]);
         let part = left_beside(&program, "dwo");
         program.is_known(program.place()).await;
+        assert_eq!(missing(&program).await, (0, String::new()));
         // One of another compilation: it has another id.
         let other = Program::new(&format!("split-other{version}"), &["-g", "-gsplit-dwarf", version, "-O1"]);
         fs::copy(left_beside(&other, "dwo"), &part).unwrap();
         let found = program.found(program.place()).await;
         assert_eq!((found.len(), found[0].name.as_str()), (1, "hidden"), "by the symbol table: {found:?}");
+        assert_eq!(missing(&program).await, (1, part.file_name().unwrap().to_str().unwrap().to_owned()));
     }
+}
+
+/// How many parts of split DWARF are missing, and the name of the first one.
+async fn missing(program: &Program) -> (u64, String) {
+    let mut worker = worker(Role::Describe);
+    assert!(worker.request_description(FileKey(1), open(&program.file), program.place()));
+    let Reply::Description { result: Ok(found), .. } = worker.next_reply().await else { panic!("no description") };
+    (found.missing_parts, found.missing_part.rsplit('/').next().unwrap().to_owned())
 }
 
 #[tokio::test]
@@ -291,6 +301,8 @@ async fn split_dwarf_in_a_package() {
     run(Command::new("dwp").arg("-e").arg(&program.file).arg("-o").arg(&package));
     fs::remove_file(left_beside(&program, "dwo")).unwrap();
     program.is_known(program.place()).await;
+    assert_eq!(missing(&program).await.0, 0);
     fs::remove_file(package).unwrap();
+    assert_eq!(missing(&program).await.0, 1);
     assert_eq!(program.found(program.place()).await.len(), 1);
 }

@@ -145,9 +145,9 @@ impl Circumstances<'_> {
             (true, false) => Fix::AnnotateAssembly { path, function: function.to_owned() },
             (false, true) => {
                 // Compilers write it there with -g, where they are to make no tables.
-                let package = self.for_names(code).filter(|fix| {
-                    matches!(fix, Fix::InstallDebugPackage { .. } | Fix::ProvideDebugFile { .. })
-                });
+                let package = self
+                    .for_names(code)
+                    .filter(|fix| matches!(fix, Fix::InstallDebugPackage { .. } | Fix::ProvideDebugFile { .. }));
                 package.unwrap_or(Fix::BuildUnwindable { path })
             }
             (false, false) => Fix::BuildUnwindable { path },

@@ -46,6 +46,13 @@ pub(super) enum Fix {
         /// The package that has it where the file comes from; empty when that is not known.
         package: String,
     },
+    /// Bring the parts of the debug information that the compiler wrote beside object files.
+    ProvideParts {
+        /// The program.
+        path: String,
+        /// The first one that is missing.
+        part: String,
+    },
     /// Start it again: the installed file is another one by now, and so is its debug information.
     Restart {
         /// The file.
@@ -226,6 +233,14 @@ impl fmt::Display for Fix {
                 }
                 write!(f, ") and put it at {DEBUG_DIRECTORY}/{first}/{rest}.debug, here or there")
             }
+            Self::ProvideParts { path, part } => write!(
+                f,
+                "{} was built with -gsplit-dwarf, and {} is not there: keep the .dwo files, or put {} beside it (made by: \
+                 dwp -e), for files, lines and inlined functions",
+                file(path),
+                file(part),
+                file(&format!("{path}.dwp"))
+            ),
             Self::Restart { path } => write!(
                 f,
                 "restart it: {} was replaced while it runs, and debug packages are for what is installed now",
@@ -247,7 +262,9 @@ impl fmt::Display for Fix {
                 f.write_str("write the JVM's perf map while recording, as its user (JDK 17 or later)")
             }
             Self::JvmFramePointers => f.write_str("start it with: java -XX:+PreserveFramePointer"),
-            Self::PythonPerfMap => f.write_str("to see Python functions, start it with: python3 -X perf (or PYTHONPERFSUPPORT=1)"),
+            Self::PythonPerfMap => {
+                f.write_str("to see Python functions, start it with: python3 -X perf (or PYTHONPERFSUPPORT=1)")
+            }
             Self::NewerPython { minor } => {
                 write!(f, "to see Python functions, use CPython 3.12 or later with -X perf (this is 3.{minor})")
             }
@@ -308,6 +325,7 @@ mod tests {
         let fixes = [
             Fix::KeepSymbols { path: path.clone() },
             Fix::Restart { path: path.clone() },
+            Fix::ProvideParts { path: path.clone(), part: path.clone() },
             Fix::BuildUnwindable { path: path.clone() },
             Fix::AllowReading { path: path.clone() },
             Fix::ProvideDebugFile { path: path.clone(), build_id: "abcd".to_owned(), package: String::new() },

@@ -75,6 +75,8 @@ pub(super) struct CodeEntry {
     pub(super) unwinding: Unwinding,
     pub(super) symbols: Symbols,
     pub(super) debug_info: DebugInfo,
+    /// Compilation units whose part of the debug information is not there (split DWARF), of the first 64.
+    pub(super) missing_parts: u64,
     /// What gives its functions names, if they lack some.
     pub(super) fix: Option<Fix>,
 }
@@ -224,7 +226,8 @@ impl Report {
 
     /// The answer from what was found.
     pub(super) fn of(findings: Findings) -> Self {
-        let Findings { named, pid, family, run_time, command, profile, mut code, generated, packages, owners } = findings;
+        let Findings { named, pid, family, run_time, command, profile, mut code, generated, packages, owners } =
+            findings;
         let name = family.iter().find(|member| member.pid == named.0).map(|member| member.name.clone());
         code.sort_by_key(|code| std::cmp::Reverse(code.samples));
         let figures = Figures::of(&profile);
@@ -293,6 +296,10 @@ fn advice(circumstances: &Circumstances<'_>, broken: &[BrokenEntry]) -> Vec<Advi
         }
     }
     for code in circumstances.code {
+        if let Some(description) = code.description().filter(|description| description.missing_parts > 0) {
+            let (path, part) = (code.path.clone(), description.missing_part.clone());
+            add(Fix::ProvideParts { path, part }, code.samples, &code.path);
+        }
         match &code.contents {
             Contents::Unopened => add(Fix::AllowReading { path: code.path.clone() }, code.samples, &code.path),
             Contents::Refused(_) if code.is_32_bit() => add(Fix::Run64Bit, code.samples, ""),
@@ -358,6 +365,7 @@ impl CodeEntry {
             unwinding,
             symbols,
             debug_info,
+            missing_parts: code.description().map_or(0, |description| description.missing_parts),
             fix,
         }
     }

@@ -131,7 +131,8 @@ fn percent(part: u64, all: u64) -> String {
 }
 
 fn table(text: &mut String, report: &Report, width: usize) {
-    let header = ["in samples", "unwinding", "covers", "rows", "refused", "symbols", "debug info", "code"].map(str::to_owned);
+    let header =
+        ["in samples", "unwinding", "covers", "rows", "refused", "symbols", "debug info", "code"].map(str::to_owned);
     let (shown, others): (Vec<&CodeEntry>, Vec<&CodeEntry>) = report
         .code
         .iter()
@@ -141,7 +142,8 @@ fn table(text: &mut String, report: &Report, width: usize) {
     let rows =
         if fits(&whole) { whole } else { shown.iter().map(|code| row(code, report, SHORT_DEBUG_PATH)).collect() };
     let [a, b, c, d, e, f, g, _last] = widths(&header, &rows);
-    for [samples, unwinding, covers, rows, refused, symbols, debug_info, path] in std::iter::once(&header).chain(&rows) {
+    for [samples, unwinding, covers, rows, refused, symbols, debug_info, path] in std::iter::once(&header).chain(&rows)
+    {
         let left = format!("{samples:>a$}  {unwinding:<b$}  {covers:>c$}  {rows:>d$}  {refused:>e$}");
         line(text, &format!("{left}  {symbols:<f$}  {debug_info:<g$}  {path}"));
     }
@@ -186,6 +188,7 @@ fn row(code: &CodeEntry, report: &Report, debug_path_width: usize) -> Row {
         Symbols::None => "none",
     };
     let debug_info = match &code.debug_info {
+        DebugInfo::Own if code.missing_parts > 0 => "in the file, not .dwo".to_owned(),
         DebugInfo::Own => "in the file".to_owned(),
         DebugInfo::Separate { path } => shortened(path, debug_path_width),
         DebugInfo::Go => "Go's".to_owned(),

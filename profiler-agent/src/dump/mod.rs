@@ -90,8 +90,7 @@ async fn see(options: &DumpOptions, pids: &[Pid]) -> Result<(Profile, Threads), 
         whole_stack: false,
         threads: !options.ptrace,
     };
-    let about =
-        about(title_of(pids), std::num::NonZeroU32::new(frequency_hz).unwrap_or(std::num::NonZeroU32::MIN));
+    let about = about(title_of(pids), std::num::NonZeroU32::new(frequency_hz).unwrap_or(std::num::NonZeroU32::MIN));
     let interest = Interest::Only { pids: pids.iter().copied().collect(), children: false, launched: false };
     let mut session = Session::build(&load, interest, about, SourceMap::new(&options.source_map))?;
     if let Some(cache) = table_cache(&options.tables)? {

@@ -7,7 +7,7 @@ use profiler_unwind::Coverage;
 
 use super::child::examine;
 use super::message::truncate;
-use super::symbols::{Ask, debug_file};
+use super::symbols::{Ask, debug_file, missing_parts};
 use super::tables::{Pread, file_error};
 use super::{Description, FileError, frames};
 
@@ -15,6 +15,7 @@ use super::{Description, FileError, frames};
 pub(super) fn describe(file: OwnedFd, ask: Ask<'_>) -> Result<Description, FileError> {
     let size_bytes = examine(&file)?.size_bytes;
     let debug_file = debug_file(&file, ask).unwrap_or_default();
+    let (missing_part, missing_parts) = missing_parts(&file, ask).unwrap_or_default();
     let pread = Pread { file, size_bytes };
     let sections = profiler_unwind::sections(&pread).map_err(file_error)?;
     let mut frames_file = String::new();
@@ -32,5 +33,7 @@ pub(super) fn describe(file: OwnedFd, ask: Ask<'_>) -> Result<Description, FileE
         sections,
         debug_file: truncate(&debug_file).to_owned(),
         frames_file: truncate(&frames_file).to_owned(),
+        missing_parts,
+        missing_part: truncate(&missing_part).to_owned(),
     })
 }

@@ -13,6 +13,7 @@ pub(super) fn encode(description: &Description) -> Vec<u8> {
     flags(&mut description.sections).into_iter().for_each(|flag| out.u32(u32::from(*flag)));
     out.string(&description.debug_file);
     out.string(&description.frames_file);
+    out.string(&description.missing_part);
     out.bytes
 }
 
@@ -28,15 +29,16 @@ pub(super) fn decode(payload: &[u8]) -> Result<Description, &'static str> {
     }
     description.debug_file = input.string()?;
     description.frames_file = input.string()?;
+    description.missing_part = input.string()?;
     input.end()?;
     Ok(description)
 }
 
 /// All numbers, in the order in which they are sent.
-fn numbers(description: &mut Description) -> [&mut u64; 7] {
-    let Description { rows, refused, unreadable, coverage, .. } = description;
+fn numbers(description: &mut Description) -> [&mut u64; 8] {
+    let Description { rows, refused, unreadable, coverage, missing_parts, .. } = description;
     let Coverage { by_table_bytes, by_frame_pointer_bytes, uncovered_bytes, refused_bytes } = coverage;
-    [rows, refused, unreadable, by_table_bytes, by_frame_pointer_bytes, uncovered_bytes, refused_bytes]
+    [rows, refused, unreadable, missing_parts, by_table_bytes, by_frame_pointer_bytes, uncovered_bytes, refused_bytes]
 }
 
 /// All sections, in the order in which they are sent.
@@ -52,7 +54,8 @@ mod tests {
     #[test]
     fn a_description_survives_and_nonsense_is_refused() {
         let (debug_file, frames_file) = ("/usr/lib/debug/ü.debug".to_owned(), "/usr/lib/debug/a".to_owned());
-        let mut description = Description { debug_file, frames_file, ..Description::default() };
+        let missing_part = "a.dwo".to_owned();
+        let mut description = Description { debug_file, frames_file, missing_part, ..Description::default() };
         numbers(&mut description).into_iter().zip(1 << 40..).for_each(|(number, value)| *number = value);
         for (index, flag) in flags(&mut description.sections).into_iter().enumerate() {
             *flag = index % 3 == 0;

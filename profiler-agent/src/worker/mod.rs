@@ -183,6 +183,10 @@ pub struct Description {
     pub debug_file: String,
     /// The file that holds its `.debug_frame`, where its code is unwound by one that is not its own; else empty.
     pub frames_file: String,
+    /// Compilation units whose part of the debug information is not there (split DWARF), of the first 64.
+    pub missing_parts: u64,
+    /// Where the compiler wrote the first of these; else empty.
+    pub missing_part: String,
 }
 
 /// The answer to one request.

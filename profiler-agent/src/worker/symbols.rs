@@ -185,9 +185,7 @@ impl OpenFile {
                         found[index].push(full);
                         sizeless.extend((symbol.size_bytes == 0).then_some((index, symbol.start)));
                     }
-                    Some(bare)
-                        if bare.name.is_empty() || full.name != full.system_name || is_plainer(&full, bare) =>
-                    {
+                    Some(bare) if bare.name.is_empty() || full.name != full.system_name || is_plainer(&full, bare) => {
                         (bare.name, bare.system_name) = (full.name, full.system_name);
                     }
                     Some(_) => {}
@@ -227,6 +225,18 @@ fn is_plainer(symbol: &Frame, known: &Frame) -> bool {
 pub(super) fn debug_file(executable: &OwnedFd, ask: Ask<'_>) -> Option<String> {
     let bytes = elf::map(executable).ok()?;
     Some(separate::debug_file(&elf::parse(&bytes).ok()?, ask)?.path)
+}
+
+/// The first part of an executable's DWARF that is neither where the compiler wrote it nor in a package, and how many
+/// lack; `None` where none does.
+pub(super) fn missing_parts(executable: &OwnedFd, ask: Ask<'_>) -> Option<(String, u64)> {
+    let bytes = elf::map(executable).ok()?;
+    let separate = separate::debug_file(&elf::parse(&bytes).ok()?, ask);
+    let debug = separate.map_or(bytes, |found| found.is);
+    if !elf::has_section(&elf::parse(&debug).ok()?, ".debug_addr") {
+        return None;
+    }
+    dwarf::missing_parts(Files { debug, supplement: None, package: separate::package(ask) }, ask)
 }
 
 /// The DWARF of an executable: its own, or that of its debug file.

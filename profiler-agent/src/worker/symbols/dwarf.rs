@@ -79,7 +79,41 @@ impl Dwarf {
     }
 }
 
+/// The first part of a program's DWARF that split DWARF left beside object files and that is not there, and how many
+/// of its units lack theirs: of the first [`MOST_UNITS`].
+pub(super) fn missing_parts(files: Files, ask: Ask<'_>) -> Option<(String, u64)> {
+    let room = Cell::new(MOST_DECOMPRESSED_BYTES);
+    let loaded = Loaded { files, split: Arena::new(), decompressed: Arena::new(), room };
+    loaded.missing_parts(ask).ok()?
+}
+
+/// Units whose parts are looked for.
+const MOST_UNITS: usize = 64;
+
 impl Loaded {
+    fn missing_parts(&self, ask: Ask<'_>) -> Result<Option<(String, u64)>, DwarfError> {
+        let debug = elf::parse(&self.files.debug)?;
+        let parent = Arc::new(gimli::Dwarf::load(|id| self.section(&debug, Some(id.name()), id))?);
+        let package = self.files.package.as_ref().and_then(|package| self.package(package).ok());
+        let (mut units, mut looked_at, mut first, mut count) = (parent.units(), 0, None, 0);
+        while let Some(header) = units.next()?
+            && looked_at < MOST_UNITS
+        {
+            let unit = parent.unit(header)?;
+            let (Some(dwo_id), Some(name)) = (unit.dwo_id, unit.dwo_name()?) else { continue };
+            looked_at += 1;
+            let path = parent.attr_string(&unit, name)?;
+            let (comp_dir, parent) = (unit.comp_dir, Arc::clone(&parent));
+            let load = SplitDwarfLoad { dwo_id, comp_dir, path: Some(path), parent };
+            let packed = package.as_ref().and_then(|package| package.find_cu(dwo_id, &load.parent).ok()?);
+            if packed.is_none() && self.split_file(&load, ask).is_none() {
+                count += 1;
+                first.get_or_insert_with(|| path.to_string_lossy().into_owned());
+            }
+        }
+        Ok(first.map(|first| (first, count)))
+    }
+
     fn parse(&self) -> Result<Parsed<'_>, DwarfError> {
         let debug = elf::parse(&self.files.debug)?;
         let mut dwarf = gimli::Dwarf::load(|id| self.section(&debug, Some(id.name()), id))?;

@@ -62,10 +62,7 @@ pub(in crate::worker) fn has_section<'a, R: ReadRef<'a>>(elf: &Elf<'a, R>, name:
 }
 
 /// A section, by its name or by the one that says that GNU tools before 2014 compressed it.
-fn section<'data, 'file, R: ReadRef<'data>>(
-    elf: &'file Elf<'data, R>,
-    name: &str,
-) -> Option<Section<'data, 'file, R>> {
+fn section<'data, 'file, R: ReadRef<'data>>(elf: &'file Elf<'data, R>, name: &str) -> Option<Section<'data, 'file, R>> {
     let compressed =
         || Some(name.strip_prefix(".debug_")?).and_then(|rest| elf.section_by_name(&format!(".zdebug_{rest}")));
     elf.section_by_name(name).or_else(compressed)
