@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use spanflame_tests::system::{output, wait_for};
 use spanflame_tests::{Ended, Lab, Record, lab};
 use tempfile::TempDir;
@@ -66,12 +69,62 @@ impl Server {
     }
 }
 
-fn send(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
+/// An authority of nobody's, and a server with its certificate.
+struct Secure {
+    /// The authority's certificate, in PEM.
+    authority: PathBuf,
+    url: String,
+}
+
+impl Secure {
+    /// It has this file under this path, and no other.
+    fn new(folder: &Path, path: String, bytes: Vec<u8>) -> Self {
+        let file = |name: &str| folder.join(name);
+        let openssl = |arguments: &str| {
+            output(Command::new("openssl").args(arguments.split(' ')).current_dir(folder));
+        };
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+        openssl(&format!("req -x509 {key} -days 2 -subj /CN=company -keyout ca.key -out ca.pem"));
+        openssl(&format!("req {key} -subj /CN=server -keyout server.key -out server.csr"));
+        fs::write(file("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+        let sign = "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names";
+        openssl(&format!("{sign} -out server.pem"));
+        let certificate = CertificateDer::from_pem_file(file("server.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(file("server.key")).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let config = Arc::new(config.with_single_cert(vec![certificate], key).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = BufReader::new(StreamOwned::new(connection, stream));
+                let mut asked = String::new();
+                // Who does not trust it goes.
+                if stream.read_line(&mut asked).is_err() {
+                    continue;
+                }
+                let mut line = String::new();
+                while stream.read_line(&mut line).is_ok_and(|length| length > 2) {
+                    line.clear();
+                }
+                let found = asked.split(' ').nth(1) == Some(&path);
+                let _closed = if found { send(stream.get_mut(), &bytes) } else { refuse(stream.get_mut(), "404 No") };
+                stream.get_mut().conn.send_close_notify();
+                let _closed = stream.get_mut().flush();
+            }
+        });
+        Self { authority: file("ca.pem"), url }
+    }
+}
+
+fn send(stream: &mut impl std::io::Write, bytes: &[u8]) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len())?;
     stream.write_all(bytes)
 }
 
-fn refuse(stream: &mut TcpStream, status: &str) -> std::io::Result<()> {
+fn refuse(stream: &mut impl std::io::Write, status: &str) -> std::io::Result<()> {
     write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
 
@@ -150,6 +203,55 @@ fn debug_information_is_fetched_and_kept() {
     let sent = server.requests();
     // RFC 7617: base64 of `me:secret`.
     assert!(sent[0].to_lowercase().contains("authorization: basic ") && sent[0].contains("bWU6c2VjcmV0"), "{sent:?}");
+}
+
+/// By https, from a server that a company's own authority vouches for: only who knows that believes it.
+#[test]
+fn servers_with_certificates_of_a_company() {
+    let Some(lab) = lab() else { return };
+    let program = Stripped::new(&lab);
+    let [server, other] = ["server", "other"].map(|name| {
+        let folder = program.folder.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        Secure::new(&folder, program.path_asked_for(), program.debug_file())
+    });
+    for (authority, is_known) in [(&other.authority, false), (&server.authority, true)] {
+        let ended = program.finish(program.setup(&lab, &server.url).env("SSL_CERT_FILE", authority));
+        assert_eq!(
+            (has_source(&ended), ended.stderr.contains("invalid peer certificate")),
+            (is_known, !is_known),
+            "{ended:?}"
+        );
+    }
+}
+
+/// The debug file of the program, and then what dwz moved out of that.
+#[test]
+fn what_dwz_moved_is_fetched_too() {
+    let Some(lab) = lab() else { return };
+    let mut program = Stripped::new(&lab);
+    let folder = program.folder.path().to_owned();
+    let build_id = |file: &Path| {
+        let notes = output(Command::new("readelf").arg("-n").arg(file));
+        notes.lines().find_map(|line| line.trim().strip_prefix("Build ID: ")).unwrap().to_owned()
+    };
+    let [first, second] = ["first", "second"].map(|name| lab.copy("inlined", &folder, name));
+    let shared = folder.join("shared");
+    output(Command::new("dwz").arg("-m").arg(&shared).args(["-M", "/nowhere/shared"]).args([&first, &second]));
+    let separate = folder.join("separate");
+    output(Command::new("objcopy").arg("--only-keep-debug").args([&first, &separate]));
+    output(Command::new("strip").arg(&first));
+    program.program = first;
+    let path = format!("/buildid/{}/debuginfo", build_id(&shared));
+    let files = [(program.path_asked_for(), program.debug_file()), (path, fs::read(&shared).unwrap())];
+    let server = Server::new(move |asked, stream| match files.iter().find(|(path, _bytes)| path == asked) {
+        Some((_path, bytes)) => send(stream, bytes),
+        None => refuse(stream, "404 Not Found"),
+    });
+    let ended = program.record(&lab, &server.url);
+    assert!(has_source(&ended), "{}", ended.stderr);
+    let asked = format!("GET /buildid/{}/", build_id(&shared));
+    assert!(server.requests().iter().any(|head| head.starts_with(&asked)), "{:?}", server.requests());
 }
 
 #[test]

@@ -87,6 +87,8 @@ const PACKAGES: &[Package] = &[
     },
     // Debug information in all the ways in which distributions pack it.
     Package { name: "binutils", probe: Program("objcopy"), purposes: &[Test] },
+    // Makes the certificates of a server of that.
+    Package { name: "openssl", probe: Program("openssl"), purposes: &[Test] },
     Package { name: "dwz", probe: Program("dwz"), purposes: &[Test] },
     // Newer kernels' modules are compressed.
     Package { name: "xz-utils", probe: Program("xz"), purposes: &[Test, Vm, Bench] },
