@@ -1,11 +1,13 @@
 //! Code without CFI: what its bytes say about its frames.
 //!
 //! A frame-pointer step from a function that did not set up a frame of its own leaves out its caller.
-//! So on x86_64 the frame pointer is followed only behind the instructions that set it up, until
-//! the function ends; the rest is cut. Some code is the same everywhere and known by its bytes.
+//! So the frame pointer is followed only behind the instructions that set it up, until the function
+//! ends; the rest is cut. Some code is the same everywhere and known by its bytes. Here is what both
+//! architectures share, and x86_64.
 
 use profiler_common::row::Rule;
 
+use crate::bare_aarch64;
 use crate::crt;
 use crate::segment::Arch;
 
@@ -66,27 +68,30 @@ pub(crate) fn rules<E>(
     code: &[u8],
     mut cover: impl FnMut(u64, Rule) -> Result<(), E>,
 ) -> Result<(), E> {
-    let nothing = match arch {
-        Arch::X86_64 => Rule::NO_FRAME_POINTER,
-        Arch::Aarch64 => Rule::AARCH64_FRAME_POINTER,
+    let known_at = |code: &[u8]| {
+        known(arch).into_iter().find_map(|(bytes, rule)| code.starts_with(bytes).then_some((bytes.len(), rule)))
     };
+    if arch == Arch::Aarch64 {
+        return bare_aarch64::rules(start, code, known_at, cover);
+    }
+    let nothing = Rule::NO_FRAME_POINTER;
     let mut current = nothing;
     let mut at = 0;
     while let Some(rest) = code.get(at..).filter(|rest| !rest.is_empty()) {
         let address = start.saturating_add(at as u64);
-        if let Some((bytes, rule)) = known(arch).into_iter().find(|(bytes, _rule)| rest.starts_with(bytes)) {
+        if let Some((length, rule)) = known_at(rest) {
             // What is called returns to its first byte, and the address that is looked up for a return
             // address is the one before.
             cover(address.saturating_sub(1), current)?;
-            cover(address.saturating_add(bytes.len() as u64), rule)?;
-            at += bytes.len();
-        } else if let Some(rows) = start_file_code(arch, current, address, rest) {
+            cover(address.saturating_add(length as u64), rule)?;
+            at += length;
+        } else if let Some(rows) = start_file_code(current, address, rest) {
             cover(address, current)?;
             at += rows.last().map_or(1, |(length, _rule)| *length);
             for (length, rule) in rows {
                 cover(address.saturating_add(length as u64), rule)?;
             }
-        } else if let Some(distance) = prologue(arch, code, at) {
+        } else if let Some(distance) = prologue(code, at) {
             if distance == 1 {
                 cover(address.saturating_sub(1), current)?;
                 cover(address, NO_FRAME)?;
@@ -117,15 +122,14 @@ pub(crate) fn rules<E>(
 }
 
 /// The rules of a function of the start files, by where they end, if one is at the start of `code`.
-fn start_file_code(arch: Arch, current: Rule, address: u64, code: &[u8]) -> Option<Vec<(usize, Rule)>> {
-    let unknown = arch == Arch::X86_64 && current == Rule::NO_FRAME_POINTER;
-    if unknown { crt::rules(address, code) } else { None }
+fn start_file_code(current: Rule, address: u64, code: &[u8]) -> Option<Vec<(usize, Rule)>> {
+    if current == Rule::NO_FRAME_POINTER { crt::rules(address, code) } else { None }
 }
 
 /// When `mov %rsp, %rbp` is at `at`: how many bytes before it rbp was pushed.
-fn prologue(arch: Arch, code: &[u8], at: usize) -> Option<usize> {
+fn prologue(code: &[u8], at: usize) -> Option<usize> {
     let rest = code.get(at..)?;
-    if arch != Arch::X86_64 || !MOV_RSP_RBP.iter().any(|bytes| rest.starts_with(bytes)) {
+    if !MOV_RSP_RBP.iter().any(|bytes| rest.starts_with(bytes)) {
         return None;
     }
     let before = code.get(at.saturating_sub(BETWEEN_BYTES)..at)?;

@@ -12,6 +12,7 @@
 
 mod aarch64;
 mod bare;
+mod bare_aarch64;
 mod bytes;
 mod cfi;
 mod contexts;

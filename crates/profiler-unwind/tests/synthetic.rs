@@ -6,7 +6,8 @@ mod synthetic_elf;
 
 use profiler_common::address::{FileOffset, Svma};
 use profiler_common::row::{
-    BASE_FP, BASE_RBX, DEREF, DEREF_ADD_8, FP_AT_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule, SLOT_UNKNOWN,
+    BASE_FP, BASE_RBX, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, FP_AT_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule,
+    SLOT_UNKNOWN,
 };
 use profiler_unwind::{Arch, BuildError, MAX_SEGMENTS, Problems, ReadAt, ReadError, UnwindTable, build, lookup};
 use std::cell::Cell;
@@ -248,7 +249,7 @@ fn x86_64_plt_without_cfi_is_unwound_by_its_code() {
 fn aarch64_plt_without_cfi_is_unwound_by_its_code() {
     let mut file = ElfFile::new(AARCH64, 96).code_section(".plt", 0, 80);
     let in_lr = |words| Rule::aarch64(RA_IN_LR, 0, words);
-    let after = (80, Rule::AARCH64_FRAME_POINTER);
+    let after = (80, GUESS);
     file.code[..4].copy_from_slice(&[0xf0, 0x7b, 0xbf, 0xa9]);
     assert_eq!(rows(&table(&file)), [(0, in_lr(0)), (4, in_lr(2)), (32, in_lr(0)), after]);
     file.code[..8].copy_from_slice(&[0x5f, 0x24, 0x03, 0xd5, 0xf0, 0x7b, 0xbf, 0xa9]);
@@ -329,8 +330,21 @@ fn signal_trampolines_without_cfi_are_known_by_their_code() {
     assert_eq!(rows(&table(&file)), [(0, GUESS), (31, Rule::X86_64_SIGNAL), (41, GUESS)]);
     let mut file = ElfFile::new(AARCH64, 64);
     file.code[32..40].copy_from_slice(&[0x68, 0x11, 0x80, 0xd2, 0x01, 0, 0, 0xd4]);
-    let guess = Rule::AARCH64_FRAME_POINTER;
-    assert_eq!(rows(&table(&file)), [(0, guess), (31, Rule::AARCH64_SIGNAL), (40, guess)]);
+    assert_eq!(rows(&table(&file)), [(0, GUESS), (31, Rule::AARCH64_SIGNAL), (40, GUESS)]);
+}
+
+#[test]
+fn on_aarch64_the_frame_pointer_of_code_without_cfi_says_how_far_the_cfa_is() {
+    let mut file = ElfFile::new(AARCH64, 96);
+    // stp x29, x30, [sp, #-48]!; mov x29, sp; bl; ldp x29, x30, [sp], #48; ret.
+    let words = [0xa9bd_7bfd_u32, 0x9100_03fd, 0x9400_0001, 0xa8c3_7bfd, 0xd65f_03c0];
+    let code: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
+    file.code[12..32].copy_from_slice(&code);
+    let saved = FP_SAVED | RA_FROM_BASE;
+    let (leaf, stored) = (Rule::aarch64(RA_IN_LR, 0, 0), Rule::aarch64(saved, 1, 6));
+    let framed = Rule::aarch64(saved | BASE_FP | BY_FRAME_POINTER, 1, 6);
+    let expected = [(0, leaf), (16, stored), (20, framed), (28, leaf), (32, GUESS)];
+    assert_eq!(rows(&table(&file)), expected);
 }
 
 #[test]
