@@ -23,6 +23,12 @@ pub(crate) fn unix_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime))
 }
 
+/// CPU time of this thread, which other programs of a busy machine do not make longer.
+#[must_use]
+pub(crate) fn thread_cpu_time() -> Duration {
+    Duration::from_nanos(nanoseconds(clock_gettime(ClockId::ThreadCPUTime)))
+}
+
 fn nanoseconds(time: Timespec) -> u64 {
     let (seconds, nanoseconds) = (time.tv_sec.max(0).unsigned_abs(), time.tv_nsec.max(0).unsigned_abs());
     u64::try_from(Duration::from_secs(seconds).as_nanos()).unwrap_or(u64::MAX).saturating_add(nanoseconds)

@@ -17,7 +17,8 @@ pub const MAX_KERNEL_FRAMES: usize = 127;
 
 /// Bytes of user stack copied with a sample whose unwinding could not go on in the kernel.
 /// Deeper parts of the stack are not seen for such a sample, and the sample says so.
-pub const MAX_STACK_COPY_BYTES: usize = 16 * 1024;
+/// Starting interpreters and compilers at work were seen to have more than 16 KiB.
+pub const MAX_STACK_COPY_BYTES: usize = 48 * 1024;
 
 /// Bytes of a chunk of rows or ranges: `KMALLOC_MAX_SIZE`, the largest array value before 5.11.
 pub const CHUNK_BYTES: usize = 4 << 20;
@@ -39,8 +40,9 @@ pub const MAX_SEARCHED: usize = (1 << SEARCH_STEPS) - 1;
 /// Processes with a range table at once. Beyond it a process is unwound from stack copies.
 pub const MAX_PROCESSES: usize = 16 * 1024;
 
-/// Words of the per-CPU scratch record: the largest per-CPU map value (`PCPU_MIN_UNIT_SIZE`).
-pub const SCRATCH_WORDS: usize = 4096;
+/// Words of the record that a CPU is making. It is an element of an array, one for each possible CPU: a
+/// value of a per-CPU map has 32 KiB at most (`PCPU_MIN_UNIT_SIZE` in include/linux/percpu.h).
+pub const SCRATCH_WORDS: usize = 8192;
 
 const _: () = assert!(SCRATCH_WORDS.is_power_of_two());
 const _: () = assert!(

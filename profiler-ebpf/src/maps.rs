@@ -1,6 +1,7 @@
-//! The maps. User space sets the sizes of `ROWS`, `RANGES` and `RECORDS` before it loads the object.
+//! The maps. User space sets the sizes of `ROWS`, `RECORDS` and `SCRATCH` before it loads the object.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use profiler_common::counter::{COUNT, Counter};
@@ -53,9 +54,9 @@ pub(crate) static PROCESSES: HashMap<u32, ProcessEntry> = HashMap::with_max_entr
 #[map]
 pub(crate) static FOLLOWED: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES as u32, 0);
 
-/// The record that a CPU is making.
+/// The record that each CPU is making.
 #[map]
-pub(crate) static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS]> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: Array<[u64; SCRATCH_WORDS]> = Array::with_max_entries(1, 0);
 
 /// The walk that a CPU is on.
 #[map]
@@ -76,6 +77,13 @@ pub(crate) static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// Finished records, on their way to user space.
 #[map]
 pub(crate) static RECORDS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// The record that this CPU is making.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<*mut [u64; SCRATCH_WORDS]> {
+    // SAFETY: the helper has no preconditions.
+    SCRATCH.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })
+}
 
 /// Adds one to a counter of this CPU.
 #[inline(always)]

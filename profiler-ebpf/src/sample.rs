@@ -12,7 +12,7 @@ use profiler_common::search::Extent;
 use profiler_common::step::Registers;
 
 use crate::finish::finish;
-use crate::maps::{FOLLOWED, PROCESSES, PROGRAMS, RANGES, SCRATCH, WALK, Walk, count};
+use crate::maps::{FOLLOWED, PROCESSES, PROGRAMS, RANGES, WALK, Walk, count, scratch};
 use crate::unwind::chunk_word;
 use crate::{arch, settings, task};
 
@@ -28,10 +28,10 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     if settings::sample_all() == 0 && !is_followed(process) {
         return count(Counter::FilteredProcess);
     }
-    let (Some(record), Some(walk)) = (SCRATCH.get_ptr_mut(0), WALK.get_ptr_mut(0)) else {
+    let (Some(record), Some(walk)) = (scratch(), WALK.get_ptr_mut(0)) else {
         return count(Counter::LostNoScratch);
     };
-    // SAFETY: this CPU's values of the two maps, which only the sampling programs use; a perf
+    // SAFETY: this CPU's elements of the two maps, which only the sampling programs use; a perf
     // program is not interrupted by another one (`bpf_prog_active`).
     let (record, walk) = unsafe { (&mut *record, &mut *walk) };
     write_header(record, pid_tgid);

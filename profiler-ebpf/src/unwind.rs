@@ -16,7 +16,7 @@ use profiler_common::step::{Machine, Registers, stop_reason};
 use crate::arch;
 use crate::barrier::{Asm, opaque};
 use crate::finish::finish;
-use crate::maps::{Chunk, PROGRAMS, RANGES, ROWS, SCRATCH, WALK, count};
+use crate::maps::{Chunk, PROGRAMS, RANGES, ROWS, WALK, count, scratch};
 
 /// The walked thread's memory.
 struct UserMemory {
@@ -62,7 +62,7 @@ pub(crate) fn chunk_word(chunk: *const Chunk, index: u64) -> u64 {
 /// Walks on from where the CPU's walk stands, and finishes the sample or calls itself.
 #[inline(always)]
 pub(crate) fn run(ctx: &PerfEventContext) {
-    let (Some(record), Some(walk), Some(ranges)) = (SCRATCH.get_ptr_mut(0), WALK.get_ptr_mut(0), RANGES.get_ptr(0))
+    let (Some(record), Some(walk), Some(ranges)) = (scratch(), WALK.get_ptr_mut(0), RANGES.get_ptr(0))
     else {
         return count(Counter::LostNoScratch);
     };

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use spanflame_tests::system::{Program, descendant, name, output, state_of_threads, wait_for};
 use spanflame_tests::{Dump, Lab, Thread, lab};
 
-/// Deeper than a stack copy of 16 KiB, and than one run of the unwinder.
+/// Deeper than one run of the unwinder.
 const DEPTH: &str = "400";
 
 /// What waits, in which system call, and the function that called it.

@@ -1,7 +1,6 @@
 //! Loading and attaching the kernel programs.
 
 use std::os::fd::AsFd as _;
-use std::time::Instant;
 
 use aya::EbpfLoader;
 use aya::maps::{MapData, PerCpuArray, ProgramArray, RingBuf};
@@ -18,6 +17,7 @@ use super::records::Records;
 use super::sideband::Sideband;
 use super::tables::{Followed, Tables, map_error, take};
 use super::{KernelError, online_cpus, threads};
+use crate::clock::thread_cpu_time;
 
 /// The kernel programs for this CPU architecture, as `cargo xtask ebpf` built them.
 #[cfg(target_arch = "x86_64")]
@@ -173,7 +173,17 @@ fn load_object(options: &LoadOptions) -> Result<aya::Ebpf, KernelError> {
     }
     loader.map_max_entries("ROWS", options.row_chunks);
     loader.map_max_entries("RECORDS", options.ring_bytes);
+    loader.map_max_entries("SCRATCH", possible_cpus()?);
     loader.load(object).map_err(|error| KernelError::Load { what: "object".to_owned(), message: chain(&error) })
+}
+
+/// How many CPUs the kernel has room for: the highest number that a CPU can have, plus 1 at least.
+fn possible_cpus() -> Result<u32, KernelError> {
+    let count = aya::util::nr_cpus().map_err(|(path, error)| KernelError::Load {
+        what: "number of CPUs".to_owned(),
+        message: format!("{path}: {error}"),
+    })?;
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 fn settings(options: &LoadOptions) -> Result<Vec<(Setting, u64)>, KernelError> {
@@ -209,9 +219,13 @@ fn attach_tracepoints(ebpf: &mut aya::Ebpf, figures: &mut Vec<ProgramFigures>) -
         [("fork", "sched_process_fork"), ("exec", "sched_process_exec"), ("exit", "sched_process_exit")]
     {
         let program: &mut RawTracePoint = program(ebpf, name)?;
-        let started = Instant::now();
+        let started = thread_cpu_time();
         program.load().map_err(load_error(name))?;
-        figures.push(ProgramFigures::new(name, started.elapsed(), &program.info().map_err(load_error(name))?));
+        figures.push(ProgramFigures::new(
+            name,
+            thread_cpu_time().saturating_sub(started),
+            &program.info().map_err(load_error(name))?,
+        ));
         program.attach(tracepoint).map_err(load_error(name))?;
     }
     Ok(())
@@ -224,9 +238,13 @@ fn load_sampling_programs(
 ) -> Result<SamplingPrograms, KernelError> {
     let mut load = |name| {
         let program: &mut PerfProgram = program(ebpf, name)?;
-        let started = Instant::now();
+        let started = thread_cpu_time();
         program.load().map_err(load_error(name))?;
-        let figure = ProgramFigures::new(name, started.elapsed(), &program.info().map_err(load_error(name))?);
+        let figure = ProgramFigures::new(
+            name,
+            thread_cpu_time().saturating_sub(started),
+            &program.info().map_err(load_error(name))?,
+        );
         if figure.jited_bytes == 0 {
             return Err(KernelError::NotJited { program: name });
         }

@@ -16,7 +16,7 @@ pub struct ProgramFigures {
     pub verified_instructions: Option<u32>,
     /// Bytes of machine code; 0: not compiled.
     pub jited_bytes: u32,
-    /// Time to load it, in us.
+    /// CPU time to load it, in us.
     pub load_us: u64,
 }
 

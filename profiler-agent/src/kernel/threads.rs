@@ -1,7 +1,6 @@
 //! The threads of processes, whether they run or not: the file of the iterator over all threads.
 
 use std::io::Read as _;
-use std::time::Instant;
 
 use aya::Btf;
 use aya::programs::Iter;
@@ -10,6 +9,7 @@ use super::error::chain;
 use super::load::{load_error, program};
 use super::programs::ProgramFigures;
 use super::{KernelError, Sampling};
+use crate::clock::thread_cpu_time;
 
 /// The name of the program.
 const PROGRAM: &str = "threads";
@@ -21,9 +21,13 @@ const MOST_BYTES: u64 = 256 << 20;
 pub(super) fn load(ebpf: &mut aya::Ebpf) -> Result<ProgramFigures, KernelError> {
     let btf = Btf::from_sys_fs().map_err(load_error(PROGRAM))?;
     let iterator: &mut Iter = program(ebpf, PROGRAM)?;
-    let started = Instant::now();
+    let started = thread_cpu_time();
     iterator.load("task", &btf).map_err(load_error(PROGRAM))?;
-    Ok(ProgramFigures::new(PROGRAM, started.elapsed(), &iterator.info().map_err(load_error(PROGRAM))?))
+    Ok(ProgramFigures::new(
+        PROGRAM,
+        thread_cpu_time().saturating_sub(started),
+        &iterator.info().map_err(load_error(PROGRAM))?,
+    ))
 }
 
 impl Sampling {

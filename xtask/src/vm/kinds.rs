@@ -16,7 +16,7 @@ pub(super) const PROGRAMS: [&str; 4] = ["deep", "frames", "handler", "contexts"]
 /// Other names for them.
 pub(super) const LINK: &str = "for name in deep frames handler contexts; do ln -sf /bin/$name /bin/new-$name; done";
 /// Their command line. By their other names they run first: what is sampled before there are tables has
-/// 16 KiB of stack, and tables take their time under emulation. 985 calls of `deeper` are 990 frames.
+/// 48 KiB of stack, and tables take their time under emulation. 985 calls of `deeper` are 990 frames.
 pub(super) const RECORD: &str = "/bin/spanflame record -F 199 -o /out/kinds.folded -- sh -c \
     \"new-deep 400 985 & new-frames 400 & new-handler 400 altstack & new-contexts 400 & wait; \
     deep 4000 985 & frames 4000 & handler 4000 altstack & contexts 4000 & wait\"";
