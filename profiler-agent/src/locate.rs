@@ -131,8 +131,7 @@ fn located(
     };
     let mut user_frames: Vec<LocatedFrame> = frames.iter().copied().enumerate().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);
-    let exec = process.and_then(TrackedProcess::last_exec);
-    if header.kernel_mode && in_exec(header.time, exec, &user_frames, stop) {
+    if process.is_some_and(|process| in_exec(header, process, &user_frames)) {
         user_frames.clear();
         stop = StopReason::NoUserStack;
     }
@@ -169,18 +168,23 @@ fn is_stale(process: &TrackedProcess, header: &SampleHeader, frame: u64) -> bool
     process.replaced_since(header.generation, lookup_address(frame), header.time)
 }
 
-/// How long before and after its record an exec may go on; mapping the new program takes the longest. Seen:
-/// 10 ms, and ten times that on emulated machines.
+/// How long after its record an exec may go on; mapping the new program takes the longest. Seen: 10 ms, and
+/// ten times that on emulated machines.
 const EXEC_NS: u64 = 200_000_000;
 
-/// Whether a sample in kernel mode hit the middle of an exec: the registers are still the old
-/// program's, whose memory is gone, so there is no user stack. Before the record of the exec that
-/// shows in a stack that can't be read, behind it in a pc that is in no code of the new program.
-/// Whatever else ends a stack is told as it is.
-fn in_exec(time: MonotonicNs, exec: Option<MonotonicNs>, frames: &[LocatedFrame], stop: StopReason) -> bool {
-    let ([frame], Some(exec)) = (frames, exec) else { return false };
-    let memory_gone = if time < exec { stop == StopReason::UnreadableStack } else { frame.code.is_none() };
-    memory_gone && exec.0.abs_diff(time.0) < EXEC_NS
+/// Whether a sample hit the end of an exec, of which the kernel program does not know: the new program is
+/// mapped, and the registers are still the old one's, so there is no user stack. It was unwound by a table
+/// that the kernel had before the exec and forgets at its end; or, without one, its pc is in no code of the
+/// new program. Whatever else ends a stack is told as it is.
+fn in_exec(header: &SampleHeader, process: &TrackedProcess, frames: &[LocatedFrame]) -> bool {
+    let began = process.image_at(header.time);
+    if !header.kernel_mode || process.last_exec().is_none_or(|last| last < began) || header.time < began {
+        return false;
+    }
+    match header.generation {
+        0 => matches!(frames, [frame] if frame.code.is_none()) && header.time.0 - began.0 < EXEC_NS,
+        generation => process.was_published_before(generation, began),
+    }
 }
 
 /// A return address where no code is was none: a wrong caller is worse than a cut.
@@ -306,29 +310,49 @@ impl Machine for StackCopy<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use profiler_common::address::{Cpu, Pid, Tid};
+
     use super::*;
 
     const EXEC: MonotonicNs = MonotonicNs(1_000_000_000);
 
-    fn frame() -> LocatedFrame {
-        LocatedFrame { address: VirtualAddress(0x1000), code: None, found_by: FoundBy::Cfi }
+    /// A process that became another program, with tables of before, of after its record, and of none.
+    fn process() -> TrackedProcess {
+        let mut process = TrackedProcess::new(Pid(1), Arc::from("p"), MonotonicNs(0));
+        process.published(1, MonotonicNs(EXEC.0 - 5));
+        process.exec(EXEC);
+        process.published(2, MonotonicNs(EXEC.0 + 5));
+        process
     }
 
-    fn found(time_ns: u64, frames: &[LocatedFrame], stop: StopReason) -> bool {
-        in_exec(MonotonicNs(time_ns), Some(EXEC), frames, stop)
+    fn found(kernel_mode: bool, time_ns: u64, generation: u32, frames: usize) -> bool {
+        let frame = LocatedFrame { address: VirtualAddress(0x1000), code: None, found_by: FoundBy::Cfi };
+        let header = SampleHeader {
+            time: MonotonicNs(time_ns),
+            pid: Pid(1),
+            tid: Tid(1),
+            cpu: Cpu(0),
+            generation,
+            comm: [0; 16],
+            kernel_mode,
+            whole_stack: false,
+            stop: StopReason::NoRange,
+            registers: [0; 4],
+        };
+        in_exec(&header, &process(), &vec![frame; frames])
     }
 
     #[test]
     fn only_what_an_exec_takes_away_counts_as_one() {
-        let (before, after) = (EXEC.0 - 1_000_000, EXEC.0 + 1_000_000);
-        assert!(found(before, &[frame()], StopReason::UnreadableStack));
-        assert!(found(after, &[frame()], StopReason::NotCode));
-        for broken in [StopReason::UnsupportedCfi, StopReason::NoFramePointer, StopReason::StackCopyEnded] {
-            assert!(!found(before, &[frame()], broken), "{broken:?} is a broken stack, exec or not");
-        }
-        assert!(!found(before, &[frame(), frame()], StopReason::UnreadableStack), "a caller was found");
-        assert!(!found(EXEC.0 - EXEC_NS, &[frame()], StopReason::UnreadableStack), "long before");
-        assert!(!found(EXEC.0 + EXEC_NS, &[frame()], StopReason::NotCode), "long after");
-        assert!(!in_exec(EXEC, None, &[frame()], StopReason::NotCode), "no exec was seen");
+        let (before, after) = (EXEC.0 - 1, EXEC.0 + 1_000_000);
+        assert!(found(true, after, 1, 1) && found(true, after, 1, 3), "by the old program's table");
+        assert!(found(true, after, 0, 1), "without a table, and the pc is in no code");
+        assert!(!found(true, after, 2, 1), "by a table that the kernel was given since then");
+        assert!(!found(true, after, 0, 2), "a caller was found");
+        assert!(!found(true, EXEC.0 + EXEC_NS, 0, 1), "long after");
+        assert!(!found(true, before, 1, 1) && !found(true, before, 0, 1), "before");
+        assert!(!found(false, after, 1, 1) && !found(false, after, 0, 1), "user mode");
     }
 }

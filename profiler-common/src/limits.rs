@@ -37,6 +37,9 @@ pub const SEARCH_STEPS: usize = 12;
 /// left out and counted.
 pub const MAX_SEARCHED: usize = (1 << SEARCH_STEPS) - 1;
 
+/// Execs whose times are remembered: those of the last moments count, until user space has read their records.
+pub const MAX_EXECS: usize = 4 * 1024;
+
 /// Processes with a range table at once. Beyond it a process is unwound from stack copies.
 pub const MAX_PROCESSES: usize = 16 * 1024;
 

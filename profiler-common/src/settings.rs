@@ -36,6 +36,10 @@ settings! {
     TASK_STACK;
     /// `task_struct.mm`.
     TASK_MM;
+    /// `mm_struct.end_code`: 0 from the moment in which an exec makes a thread use this memory until the new
+    /// program is mapped, just before its registers are set (`begin_new_exec` and `load_elf_binary`,
+    /// linux/fs/exec.c and linux/fs/binfmt_elf.c).
+    MM_END_CODE;
     /// `task_struct.tgid`.
     TASK_TGID;
     /// `task_struct.pid`.

@@ -50,10 +50,12 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
 }
 
 /// Copies the stack from `start` upwards behind the `used` bytes of the record, page by page until a
-/// page can't be read. Returns the bytes copied.
+/// page can't be read. Pages before the first one that can be read are zeroes: a large buffer has only begun
+/// to be used. Returns the bytes copied.
 #[inline(always)]
 fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, start: u64) -> u64 {
     let mut copied = 0;
+    let mut readable = 0;
     let mut left = opaque(MAX_STACK_COPY_BYTES as u64 / PAGE_BYTES + 1);
     while left != 0 {
         left -= 1;
@@ -67,13 +69,16 @@ fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, start: u64) -> u64 {
         }
         // SAFETY: `to + bytes` is at most `RECORD_BYTES`, by the two tests above.
         let target = unsafe { record.as_mut_ptr().cast::<u8>().add(to as usize) };
-        // SAFETY: `target` has room for `bytes` bytes; the helper checks the address.
-        if unsafe { bpf_probe_read_user(target.cast(), bytes as u32, from as *const _) } != 0 {
+        // SAFETY: `target` has room for `bytes` bytes; the helper checks the address, and clears the buffer
+        // when it can't be read.
+        if unsafe { bpf_probe_read_user(target.cast(), bytes as u32, from as *const _) } == 0 {
+            readable = 1;
+        } else if readable != 0 {
             break;
         }
         copied += bytes;
     }
-    copied
+    opaque(copied) * readable
 }
 
 /// Hands the first `bytes` bytes of the record to user space, which is woken only when much waits.

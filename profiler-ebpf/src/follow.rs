@@ -1,10 +1,10 @@
 //! Which processes are followed, and the end of what was known of a process.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::programs::RawTracePointContext;
 use profiler_common::counter::Counter;
 
-use crate::maps::{FOLLOWED, PROCESSES, count};
+use crate::maps::{EXECS, FOLLOWED, PROCESSES, count};
 use crate::settings;
 use crate::task::{half, word};
 
@@ -36,6 +36,12 @@ pub(crate) fn on_fork(ctx: &RawTracePointContext) {
 #[inline(always)]
 pub(crate) fn on_exec() {
     let process = current_process();
+    if settings::sample_all() != 0 || FOLLOWED.get_ptr(process).is_some() {
+        // SAFETY: the helper has no preconditions.
+        let now = unsafe { bpf_ktime_get_ns() };
+        // Without it a table of the old program may be given to the new one: its samples say so.
+        let _ = EXECS.insert(process, now, 0);
+    }
     // Not being there is the rule rather than the exception: nothing to report.
     let _ = PROCESSES.remove(process);
     if let Some(followed) = FOLLOWED.get_ptr_mut(process) {

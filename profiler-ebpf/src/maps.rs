@@ -3,9 +3,9 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::generated::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf};
 use profiler_common::counter::{COUNT, Counter};
-use profiler_common::limits::{CHUNK_BYTES, MAX_PROCESSES, SCRATCH_WORDS};
+use profiler_common::limits::{CHUNK_BYTES, MAX_EXECS, MAX_PROCESSES, SCRATCH_WORDS};
 use profiler_common::range::ProcessEntry;
 use profiler_common::step::Registers;
 use profiler_common::thread;
@@ -53,6 +53,11 @@ pub(crate) static PROCESSES: HashMap<u32, ProcessEntry> = HashMap::with_max_entr
 /// The processes to sample unless all are: 1, or 0 while its first exec is awaited.
 #[map]
 pub(crate) static FOLLOWED: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES as u32, 0);
+
+/// When a process last began to run another program, `CLOCK_MONOTONIC` in ns: user space gives no table to a
+/// process that is not what it knows any more.
+#[map]
+pub(crate) static EXECS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(MAX_EXECS as u32, 0);
 
 /// The record that each CPU is making.
 #[map]

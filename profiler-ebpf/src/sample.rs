@@ -97,7 +97,12 @@ fn kernel_stack(ctx: &PerfEventContext, record: &mut [u64; SCRATCH_WORDS]) -> u6
 #[inline(always)]
 fn start_walk(process: u32, walk: &mut Walk) -> StopReason {
     let task = task::current();
-    if task::word(task, settings::task_mm()) == 0 {
+    let memory = task::word(task, settings::task_mm());
+    if memory == 0 {
+        return StopReason::NoUserStack;
+    }
+    if walk.kernel_mode != 0 && task::word(memory, settings::mm_end_code()) == 0 {
+        // In an exec: the registers are the old program's, the memory is the new one's.
         return StopReason::NoUserStack;
     }
     let saved = task::user_registers(task);

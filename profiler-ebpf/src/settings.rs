@@ -23,6 +23,7 @@ settings! {
     HAS_TASK_PT_REGS has_task_pt_regs,
     TASK_STACK task_stack,
     TASK_MM task_mm,
+    MM_END_CODE mm_end_code,
     TASK_TGID task_tgid,
     TASK_PID task_pid,
     TASK_COMM task_comm,

@@ -64,6 +64,38 @@ fn hundreds_a_second_on_busy_cpus() {
     }
 }
 
+/// A process that is one program, then the other, then the first one again, and so on. The time of its thread
+/// goes on: so each life ends some milliseconds later than the one before.
+fn chain(lab: &Lab, execs: u32, life_ms: u32) -> Vec<String> {
+    let programs = ["become", "brief"].map(|name| lab.workload(name).display().to_string());
+    let life = |number: u32| [programs[number as usize % 2].clone(), ((number + 1) * life_ms).to_string()];
+    (0..execs).flat_map(life).collect()
+}
+
+/// The share of complete samples, of each program.
+fn check_chain(lab: &Lab, arguments: &[&str], life_ms: u32) {
+    let mut command: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+    command.extend(chain(lab, 300, life_ms));
+    let profile = lab.record(&OPTIONS).of(Path::new(&command[0]), &command[1..]).profile();
+    for (process, _functions) in WORK {
+        let share = check_own_stacks(&profile, process);
+        assert!(share.part() >= 0.97, "{process}: {share:?} {:?}", profile.quality);
+    }
+}
+
+#[test]
+fn hundreds_of_programs_in_one_process() {
+    let Some(lab) = lab() else { return };
+    check_chain(&lab, &[], 5);
+}
+
+/// Both programs, the C library and the stack are where they were in the program before.
+#[test]
+fn programs_at_the_same_addresses() {
+    let Some(lab) = lab() else { return };
+    check_chain(&lab, &["/usr/bin/setarch", "-R"], 5);
+}
+
 /// The profiler stands still until records of such lives are lost. What lived and ended meanwhile can't be
 /// known any more: its stacks are cut, but never wrong, and every sample is counted.
 #[test]

@@ -1,4 +1,7 @@
-/* A process that lives for a moment. `brief CPU_MS` */
+/* A process that lives for a moment, and perhaps becomes another program then.
+   `brief CPU_MS [PROGRAM ARGUMENTS]` */
+
+#include <unistd.h>
 
 #include "work.h"
 
@@ -15,5 +18,7 @@ int main(int argc, char **argv) {
     uint64_t enough = argument_ms(argc, argv, 1, 150);
     while (cpu_ms() < enough)
         sink = outer(sink);
-    return 0;
+    if (argc > 2)
+        execv(argv[2], argv + 2);
+    return argc > 2;
 }

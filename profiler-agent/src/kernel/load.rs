@@ -197,6 +197,7 @@ fn settings(options: &LoadOptions) -> Result<Vec<(Setting, u64)>, KernelError> {
         (Setting::HAS_TASK_PT_REGS, u64::from(has_task_pt_regs)),
         (Setting::TASK_STACK, task("stack")?),
         (Setting::TASK_MM, task("mm")?),
+        (Setting::MM_END_CODE, btf.member_offset_bytes("mm_struct", "end_code")?),
         (Setting::TASK_TGID, task("tgid")?),
         (Setting::TASK_PID, task("pid")?),
         (Setting::TASK_COMM, task("comm")?),

@@ -4,7 +4,7 @@ use std::os::fd::AsFd as _;
 
 use aya::maps::{HashMap, Map, MapData};
 use aya::{Ebpf, Pod};
-use profiler_common::address::Pid;
+use profiler_common::address::{MonotonicNs, Pid};
 use profiler_common::limits::CHUNK_BYTES;
 use profiler_common::range::{ProcessEntry, Range, table_header};
 use profiler_common::row::Row;
@@ -24,6 +24,7 @@ pub struct Tables {
     rows: Mapped,
     ranges: Mapped,
     processes: HashMap<MapData, u32, Entry>,
+    execs: HashMap<MapData, u32, u64>,
 }
 
 impl Tables {
@@ -31,7 +32,8 @@ impl Tables {
         let rows = map_chunks(ebpf, "ROWS", row_chunks as usize)?;
         let ranges = map_chunks(ebpf, "RANGES", 1)?;
         let processes = HashMap::try_from(take(ebpf, "PROCESSES")?).map_err(map_error("PROCESSES"))?;
-        Ok(Self { rows, ranges, processes })
+        let execs = HashMap::try_from(take(ebpf, "EXECS")?).map_err(map_error("EXECS"))?;
+        Ok(Self { rows, ranges, processes, execs })
     }
 
     /// Rows that fit in all chunks.
@@ -71,6 +73,12 @@ impl Tables {
     #[must_use]
     pub fn has_process(&self, pid: Pid) -> bool {
         self.processes.get(&pid.0, 0).is_ok()
+    }
+
+    /// When the process last began to run another program, if that was in the last moments.
+    #[must_use]
+    pub fn last_exec(&self, pid: Pid) -> Option<MonotonicNs> {
+        self.execs.get(&pid.0, 0).ok().map(MonotonicNs)
     }
 
     /// Makes the kernel forget the process. That it is not there is no error.

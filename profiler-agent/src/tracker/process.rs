@@ -324,6 +324,11 @@ impl Process {
         then.is_some() && then != self.mapping_at(address, time).map(CodeMapping::rows_of)
     }
 
+    /// Whether the kernel was given the state `generation` before `time`.
+    pub(crate) fn was_published_before(&self, generation: u32, time: MonotonicNs) -> bool {
+        self.generations.iter().any(|state| state.number == generation && state.published_at < time)
+    }
+
     /// Forgets what only samples from before `oldest` can need.
     pub(crate) fn forget(&mut self, oldest: MonotonicNs) {
         self.past.retain(|mapping| mapping.until >= oldest);

@@ -204,6 +204,11 @@ impl Tracker {
 
     fn publish_process(&mut self, pid: Pid, now: MonotonicNs) {
         let Some(process) = self.processes.get(&pid) else { return };
+        let known_up_to = self.applied_up_to.max(process.scanned_at);
+        if self.tables().last_exec(pid).is_some_and(|exec| exec > known_up_to) {
+            // It is another program by now: its table comes when the records of that are applied.
+            return;
+        }
         let (ranges, whole) = self.ranges_of(process);
         let published = self.placement.publish(pid, &ranges);
         let Some(process) = self.processes.get_mut(&pid) else { return };
