@@ -58,6 +58,9 @@ const TIDY_NS: u64 = 1_000_000_000;
 /// How long sideband records may gather before they are read: one exec makes dozens.
 const REST: Duration = Duration::from_millis(10);
 
+/// How long records gather before the first one is read: those of an exec come within that.
+const GATHER: Duration = Duration::from_millis(2);
+
 /// How long tables, and then symbols, may still be waited for when sampling is over.
 const FINISH: Duration = Duration::from_secs(60);
 
@@ -225,12 +228,12 @@ impl Session {
     /// Moves data until `stop` is over.
     pub(crate) async fn run_until<T>(&mut self, stop: impl Future<Output = T>) -> T {
         let mut stop = std::pin::pin!(stop);
-        let mut rested = Instant::now();
+        let (mut rested, mut gathering) = (Instant::now(), false);
         loop {
-            let (wake, unsettled) = (&self.wake, !self.events.is_empty());
+            let (wake, due) = (&self.wake, gathering || !self.events.is_empty());
             let woken = async move {
                 sleep_until(rested).await;
-                if !unsettled {
+                if !due {
                     wake.woken().await;
                 }
             };
@@ -239,8 +242,11 @@ impl Session {
                 result = &mut stop => return result,
                 () = sleep_until(self.next_tick) => self.tick(),
                 () = woken => {
-                    self.drain();
-                    rested = Instant::now() + REST;
+                    gathering = !due;
+                    if due {
+                        self.drain();
+                    }
+                    rested = Instant::now() + if due { REST } else { GATHER };
                 }
                 reply = self.tables_worker.next_reply() => self.answered(reply),
                 reply = self.symbols_worker.next_reply() => self.answered(reply),
@@ -265,8 +271,10 @@ impl Session {
             }
             self.waiting.push(record);
         }
+        let left = self.events.len();
         self.sideband.drain(&mut self.events);
         self.bpf_code.take_from(&mut self.events);
+        self.tracker.open_early(self.events.get(left..).unwrap_or_default(), settled);
         self.tracker.apply(&mut self.events, settled);
         self.settled = self.tracker.known_up_to();
         self.request_tables();

@@ -173,6 +173,8 @@ pub(crate) struct Executables {
     by_id: HashMap<FileId, FileKey>,
     /// Files that could not be opened, with their paths: another file may get the number.
     unreadable: HashMap<(FileId, String), FileKey>,
+    /// Files of mappings that are not applied yet.
+    early: HashMap<(Pid, VirtualAddress, FileId), FileKey>,
     /// Root directories of processes.
     roots: HashMap<Identity, Weak<OwnedFd>>,
     vdso: Option<FileKey>,
@@ -183,6 +185,9 @@ pub(crate) const ANONYMOUS: FileKey = FileKey(0);
 
 /// Such memory with CPython's trampolines: they have a table of their own.
 pub(super) const TRAMPOLINES: FileKey = FileKey(1);
+
+/// Files that are opened early at a time, at most: the others are opened when their turn comes.
+const MOST_EARLY: usize = 4096;
 
 /// What [`Executables::find`] found.
 pub(crate) enum Found {
@@ -258,16 +263,60 @@ impl Executables {
             }
             _ => {}
         }
-        if let Some(&key) = self.by_id.get(&mapping.file)
-            && self.get(key).is_some_and(|known| known.place.is_some() && known.is_unchanged())
-        {
+        if let Some(key) = self.early.remove(&(pid, mapping.start, mapping.file)) {
             return Found::Known(key);
         }
+        if let Some(key) = self.by_number(mapping.file) {
+            return Found::Known(key);
+        }
+        self.open(pid, mapping)
+    }
+
+    /// The file that is known by this number, if that is still what it was.
+    fn by_number(&self, file: FileId) -> Option<FileKey> {
+        let key = *self.by_id.get(&file)?;
+        self.get(key).is_some_and(|known| known.place.is_some() && known.is_unchanged()).then_some(key)
+    }
+
+    /// Opens the file of a mapping that is not applied yet: the process may soon be gone, and the file
+    /// removed. Returns it when it is new.
+    pub(crate) fn open_early(&mut self, pid: Pid, mapping: &Mapping) -> Option<FileKey> {
+        let of_file = mapping.file.inode != 0 && !tells_of_jitdump(mapping);
+        if !of_file || self.early.len() >= MOST_EARLY || self.by_number(mapping.file).is_some() {
+            return None;
+        }
+        let at = (pid, mapping.start, mapping.file);
+        match open(pid, mapping) {
+            Opened::File(file) => match self.opened(pid, mapping, file) {
+                Found::Known(key) => {
+                    self.early.insert(at, key);
+                    None
+                }
+                Found::New(key) => {
+                    self.early.insert(at, key);
+                    Some(key)
+                }
+                Found::Unreadable(_) | Found::Nothing => None,
+            },
+            Opened::NoFile | Opened::Nothing => None,
+        }
+    }
+
+    /// Forgets which files were opened early: their mappings are applied by now.
+    pub(crate) fn forget_early(&mut self) {
+        self.early.clear();
+    }
+
+    fn open(&mut self, pid: Pid, mapping: &Mapping) -> Found {
         let file = match open(pid, mapping) {
             Opened::File(file) => file,
             Opened::NoFile => return Found::Known(ANONYMOUS),
             Opened::Nothing => return self.unreadable(mapping),
         };
+        self.opened(pid, mapping, file)
+    }
+
+    fn opened(&mut self, pid: Pid, mapping: &Mapping, file: OwnedFd) -> Found {
         let Some(identity) = Identity::of(&file) else { return self.unreadable(mapping) };
         let file = Arc::new(file);
         let place = self.place_of(pid, mapping, &file);

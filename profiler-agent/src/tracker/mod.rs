@@ -199,6 +199,19 @@ impl Tracker {
         self.publish();
     }
 
+    /// Opens the files of new mappings whose turn comes after `until`: short lives are over by then.
+    pub(crate) fn open_early(&mut self, events: &[SidebandEvent], until: MonotonicNs) {
+        for event in events.iter().filter(|event| event.time > until) {
+            if let SidebandKind::Mapped(mapping) = &event.kind
+                && (self.interest.holds(event.pid) || self.followed.contains(event.pid))
+                && let Some(key) = self.executables.open_early(event.pid, mapping)
+                && self.has_room_in_advance()
+            {
+                self.ask(key);
+            }
+        }
+    }
+
     /// The time up to which everything is known that happened.
     pub(crate) fn known_up_to(&self) -> MonotonicNs {
         self.gap_since.map_or(self.applied_up_to, |since| since.min(self.applied_up_to))
@@ -330,6 +343,7 @@ impl Tracker {
     /// Samples from `needed_from` on are still to be located.
     pub(crate) fn tidy(&mut self, now: MonotonicNs, needed_from: MonotonicNs) {
         self.placement.expire(now);
+        self.executables.forget_early();
         self.confirm_execs(now);
         let over = |since: MonotonicNs| now.0.saturating_sub(since.0) > GRACE_NS;
         let unneeded = |ended: MonotonicNs| over(ended) && ended < needed_from;
