@@ -35,8 +35,11 @@ pub(crate) use self::executables::Executable;
 pub(crate) use self::open::{Opening, folder_in, open_in, open_owned, root_of, tmp_in};
 pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedProcess};
 
-/// How long an ended process, and a file that nobody maps, are kept for samples still on their way.
+/// How long a file that nobody maps, and mappings of the past, are kept for samples still on their way.
 const GRACE_NS: u64 = 5_000_000_000;
+
+/// How long an ended process is kept, at least. There may be hundreds a second.
+const ENDED_GRACE_NS: u64 = 1_000_000_000;
 
 /// Refused processes that are remembered.
 const MOST_REFUSED: usize = 4096;
@@ -226,7 +229,12 @@ impl Tracker {
                 self.gap_since = Some(self.gap_since.map_or(since, |earlier| earlier.min(since)));
                 return;
             }
-            _ if time <= self.applied_up_to => self.counts.add(Counter::SidebandLate, 1),
+            _ if time <= self.applied_up_to => {
+                self.counts.add(Counter::SidebandLate, 1);
+                if let Some(process) = self.processes.get_mut(&event.pid) {
+                    process.lose_count_of_threads();
+                }
+            }
             _ => {}
         }
         if let SidebandKind::Forked { parent } = event.kind {
@@ -268,6 +276,9 @@ impl Tracker {
 
     fn forked(&mut self, parent: Pid, child: Pid, time: MonotonicNs) {
         if parent == child {
+            if let Some(process) = self.processes.get_mut(&child) {
+                process.thread_began();
+            }
             return;
         }
         if let Interest::Only { pids, children, .. } = &mut self.interest {
@@ -284,6 +295,9 @@ impl Tracker {
             None => Process::new(child, Arc::from(""), time),
         };
         if let Some(previous) = self.processes.remove(&child) {
+            if previous.slot.is_some() {
+                self.placement.remove_process(child);
+            }
             self.placement.release_slot(previous.slot, clock::monotonic());
             process.succeed(previous, time);
         }
@@ -335,6 +349,9 @@ impl Tracker {
     /// Whether nothing of the process runs any more. A pid that is in use again by a process of no
     /// interest is over, too: the kernel has stopped following it.
     fn is_over(&self, pid: Pid) -> bool {
+        if self.processes.get(&pid).is_some_and(Process::is_over) {
+            return true;
+        }
         let followed = matches!(self.interest, Interest::All) || self.followed.contains(pid);
         !followed || proc_fs::living_thread(pid).is_none()
     }
@@ -346,7 +363,7 @@ impl Tracker {
         self.executables.forget_early();
         self.confirm_execs(now);
         let over = |since: MonotonicNs| now.0.saturating_sub(since.0) > GRACE_NS;
-        let unneeded = |ended: MonotonicNs| over(ended) && ended < needed_from;
+        let unneeded = |ended: MonotonicNs| now.0.saturating_sub(ended.0) > ENDED_GRACE_NS && ended < needed_from;
         let ended: Vec<Pid> = self
             .processes
             .values()
@@ -362,7 +379,10 @@ impl Tracker {
                 continue;
             }
             if let Some(process) = self.processes.remove(&pid) {
-                self.placement.remove_process(pid);
+                if process.slot.is_some() {
+                    // The kernel forgot it at its end, but perhaps was told of it again since then.
+                    self.placement.remove_process(pid);
+                }
                 self.placement.release_slot(process.slot, now);
             }
             if let Interest::Only { pids, .. } = &mut self.interest {

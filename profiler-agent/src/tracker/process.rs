@@ -112,6 +112,8 @@ pub(crate) struct Process {
     /// When a thread of it ended after the first one, so perhaps the last one: /proc is asked.
     pub(crate) ended: Option<MonotonicNs>,
     pub(crate) first_thread_ended: bool,
+    /// Its threads that have not ended; `None` when they were not all seen to begin.
+    threads: Option<u32>,
     last_exec: Option<MonotonicNs>,
     /// When it began to be what it is: by a fork or an exec; never empty.
     images: Vec<MonotonicNs>,
@@ -135,6 +137,7 @@ impl Process {
             table_lacking: false,
             ended: None,
             first_thread_ended: false,
+            threads: None,
             last_exec: None,
             images: vec![since],
             jitdump: None,
@@ -144,6 +147,7 @@ impl Process {
     /// The child that this process forked at `time`.
     pub(crate) fn fork(&self, pid: Pid, time: MonotonicNs) -> Self {
         let mut child = Self::new(pid, self.name_at(time), time);
+        child.threads = Some(1);
         let now = self.live.iter().filter(|(_start, mapping)| mapping.since <= time);
         child.live = now.map(|(start, mapping)| (*start, CodeMapping { since: time, ..*mapping })).collect();
         child
@@ -181,9 +185,25 @@ impl Process {
     /// One of its threads ended: perhaps the last one, if the first one has ended as well.
     pub(crate) fn thread_exited(&mut self, thread: Tid, time: MonotonicNs) {
         self.first_thread_ended |= thread.0 == self.pid.0;
+        self.threads = self.threads.and_then(|threads| threads.checked_sub(1));
         if self.first_thread_ended {
             self.ended = Some(time);
         }
+    }
+
+    /// It made a thread.
+    pub(crate) fn thread_began(&mut self) {
+        self.threads = self.threads.and_then(|threads| threads.checked_add(1));
+    }
+
+    /// Records of it may be missing, or came in another order: its threads can't be counted.
+    pub(crate) fn lose_count_of_threads(&mut self) {
+        self.threads = None;
+    }
+
+    /// Whether all its threads were seen to begin and to end. Otherwise only /proc knows.
+    pub(crate) fn is_over(&self) -> bool {
+        self.threads == Some(0)
     }
 
     pub(crate) fn rename(&mut self, name: Arc<str>, time: MonotonicNs) {
@@ -213,6 +233,8 @@ impl Process {
         self.changed(time);
         self.last_removal = time;
         self.first_thread_ended = false;
+        // The kernel has ended all others (`de_thread`, linux/fs/exec.c).
+        self.threads = Some(1);
         self.ended = None;
         self.last_exec = Some(time);
         self.images.push(time);

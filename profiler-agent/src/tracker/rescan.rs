@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use profiler_common::address::{MonotonicNs, Pid};
 
+use super::process::Process;
 use super::{Interest, Tracker, executables};
 use crate::clock;
 use crate::kernel::sideband::{Mapping, SidebandEvent};
@@ -50,8 +51,9 @@ impl Tracker {
                 self.scan(pid);
             }
         }
-        // That a process ended was not told either.
+        // That a process ended was not told either, nor which threads began.
         let now = clock::monotonic();
+        self.processes.values_mut().for_each(Process::lose_count_of_threads);
         for process in self.processes.values_mut().filter(|process| process.ended.is_none()) {
             if proc_fs::living_thread(process.pid).is_none() {
                 process.ended = Some(now);
