@@ -275,6 +275,18 @@ fn frame_pointers_without_tables() {
     assert!(found >= 3 * profile.figure("samples_written") / 2, "{found} frames by frame pointer");
 }
 
+/// Without tables, what the code does to the stack pointer says where the callers are, also where the frame
+/// pointer is that of another function.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn neither_tables_nor_a_need_for_them() {
+    let Some(lab) = lab() else { return };
+    for workload in ["bare-clear", "bare-clear-live", "bare-clear-fp"] {
+        let profile = lab.record(&OPTIONS).of(&lab.workload(workload), &["2000"]).profile();
+        profile.check_chain(workload, &from_main(&["enter", "bare_outer", "bare_middle", "bare_leaf"]), LEAST);
+    }
+}
+
 /// Code that belongs to no file, as just-in-time compilers write it.
 #[test]
 fn generated_code() {

@@ -223,11 +223,7 @@ fn languages_and_libraries() {
         let whole = whole_carts(&profile, workload);
         assert!(whole >= u64::from(CPU_MS / 2), "{workload}: {whole} samples with all functions");
     }
-    // Without tables they go by the frame pointer, and say so; a leaf's caller is known in its prologue.
-    let marked = [CART[0], CART[1]].map(|name| format!("{name}_[f]"));
-    let in_total =
-        |stack: &&Stack| stack.incomplete.is_none() && stack.user.last().map(|leaf| unmarked(leaf)) == Some(CART[3]);
-    for stack in profile.of("cart-fp").into_iter().filter(in_total) {
-        assert!(stack.user[..stack.user.len() - 2].ends_with(&marked), "{stack:?}");
-    }
+    // Without tables, what its code does to the stack pointer says where the callers are.
+    let whole = |stack: &&Stack| stack.incomplete.is_none() && stack.user.ends_with(&CART.map(str::to_owned));
+    assert!(profile.of("cart-fp").into_iter().any(|stack| whole(&stack)), "{:?}", profile.of("cart-fp"));
 }

@@ -9,6 +9,7 @@ use profiler_common::row::Rule;
 
 use crate::bare_aarch64;
 use crate::crt;
+use crate::flow::{Analysis, BEGINS, BEGINS_FUNCTION, Known, ODD_FRAME};
 use crate::segment::Arch;
 
 /// Bytes of code without CFI that are read in one file; what lies behind them goes by the frame
@@ -66,6 +67,33 @@ pub(crate) fn rules<E>(
     arch: Arch,
     start: u64,
     code: &[u8],
+    analysis: &Analysis,
+    mut cover: impl FnMut(u64, Rule) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut known = analysis.known(start, start.saturating_add(code.len() as u64)).peekable();
+    by_bytes(arch, start, code, analysis.marks(start), |until, rule| {
+        // What is known by its bytes for the end of a stack or a signal's return is that.
+        let special = rule == Rule::END || rule == Rule::X86_64_SIGNAL;
+        while let Some(&Known { start, end, rule: found }) = known.peek().filter(|known| known.start < until) {
+            if !special {
+                cover(start, rule)?;
+                cover(end.min(until), found)?;
+            }
+            if end > until {
+                break;
+            }
+            known.next();
+        }
+        cover(until, rule)
+    })
+}
+
+/// What the bytes alone say, as [`rules`]. On x86_64 `marks` says what begins at each.
+fn by_bytes<E>(
+    arch: Arch,
+    start: u64,
+    code: &[u8],
+    marks: &[u8],
     mut cover: impl FnMut(u64, Rule) -> Result<(), E>,
 ) -> Result<(), E> {
     let known_at = |code: &[u8]| {
@@ -79,7 +107,17 @@ pub(crate) fn rules<E>(
     let mut at = 0;
     while let Some(rest) = code.get(at..).filter(|rest| !rest.is_empty()) {
         let address = start.saturating_add(at as u64);
-        if let Some((length, rule)) = known_at(rest) {
+        let marks = marks.get(at).copied().unwrap_or(0);
+        if marks & BEGINS == 0 {
+            at += 1;
+            continue;
+        }
+        let special = known_at(rest);
+        if marks & BEGINS_FUNCTION != 0 && special.is_none() {
+            cover(address, current)?;
+            current = nothing;
+        }
+        if let Some((length, rule)) = special {
             // What is called returns to its first byte, and the address that is looked up for a return
             // address is the one before.
             cover(address.saturating_sub(1), current)?;
@@ -91,6 +129,10 @@ pub(crate) fn rules<E>(
             for (length, rule) in rows {
                 cover(address.saturating_add(length as u64), rule)?;
             }
+        } else if marks & ODD_FRAME != 0 {
+            cover(address, current)?;
+            current = nothing;
+            at += 1;
         } else if let Some(distance) = prologue(code, at) {
             if distance == 1 {
                 cover(address.saturating_sub(1), current)?;

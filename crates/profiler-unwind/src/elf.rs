@@ -91,6 +91,8 @@ pub(crate) struct Elf {
     pub(crate) debug_frame: Option<Section>,
     /// `.plt`, `.plt.got`, `.plt.sec`, ...: at most [`MAX_PLTS`], sorted by address; none overlap.
     pub(crate) plts: Vec<Section>,
+    /// `.symtab` and `.dynsym`.
+    pub(crate) symbol_tables: Vec<Section>,
     /// `e_entry`, where programs begin; libraries have 0 there or some address.
     pub(crate) entry: Svma,
     /// Said to be a program, by its type or by naming its loader. Programs that need no loader and have
@@ -125,6 +127,7 @@ impl Elf {
             eh_frame: None,
             debug_frame: None,
             plts: Vec::new(),
+            symbol_tables: Vec::new(),
             entry: header.entry,
             is_program: header.is_program,
             go_table: None,
@@ -194,8 +197,14 @@ impl Elf {
                 b".go.buildinfo" | b".note.go.buildid" => self.is_not_go = false,
                 b".debug_frame" => self.debug_frame = Some(section),
                 b".plt" | b".iplt" => self.plts.push(section),
-                b".symtab" => self.sections.symtab = true,
-                b".dynsym" => self.sections.dynsym = true,
+                b".symtab" => {
+                    self.sections.symtab = true;
+                    self.symbol_tables.push(section);
+                }
+                b".dynsym" => {
+                    self.sections.dynsym = true;
+                    self.symbol_tables.push(section);
+                }
                 b".gnu_debugdata" => self.sections.gnu_debugdata = true,
                 b".debug_info" | b".zdebug_info" => self.sections.debug_info = true,
                 b".debug_line" | b".zdebug_line" => self.sections.debug_line = true,

@@ -4,7 +4,8 @@
 //! turns each row of the CFI into one of the kernel program's rules ([`profiler_common::row`]). In Go
 //! programs the table of their runtime takes the place of CFI. The
 //! parts of an [`UnwindTable`] cover every executable segment without a hole: what no CFI covers is
-//! unwound by the frame pointer and says so, what a rule can't express is marked and counted.
+//! unwound by what its instructions do (x86_64), or by the frame pointer and says so; what a rule can't
+//! express is marked and counted.
 //!
 //! Pure: no I/O of its own, no `unsafe`. The file may be hostile: every length has a bound, and the
 //! time is linear in the size of the CFI.
@@ -24,6 +25,7 @@ mod elf;
 mod entry;
 mod error;
 mod expression;
+mod flow;
 mod functions;
 mod go;
 mod plt;
@@ -31,6 +33,7 @@ mod read;
 mod section;
 mod segment;
 mod spans;
+mod starts;
 mod state;
 mod table;
 mod tiles;

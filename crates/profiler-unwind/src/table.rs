@@ -6,12 +6,14 @@ use crate::contexts;
 use crate::elf::Elf;
 use crate::entry;
 use crate::error::BuildError;
+use crate::flow::{Analysis, Region};
 use crate::go::{self, GoRows};
 use crate::plt::{self, Plt};
 use crate::read::{ReadAt, read_bytes};
 use crate::section::{self, Loaded};
 use crate::segment::{Arch, Segment};
 use crate::spans::{self, Span};
+use crate::starts;
 use crate::tiles::Tiles;
 use crate::{eh_return, eh_return_aarch64};
 use profiler_common::address::Svma;
@@ -159,6 +161,7 @@ pub fn build_into(
         tiles: Tiles::new(sink),
         problems: Problems::default(),
         bare_left_bytes: bare::BUDGET_BYTES,
+        analysis: Analysis::default(),
     };
     builder.problems.sections_unusable =
         u64::from(elf.sections_unreadable) + u64::from(elf.eh_frame.is_some_and(|section| section.compressed));
@@ -189,7 +192,9 @@ pub fn build_into(
     );
     let lower = builder.spans(&mut debug_frame)?;
     let mut sources = Sources { eh_frame, debug_frame, go };
-    builder.cover_segments(&mut sources, &spans::overlay(spans, lower))?;
+    let spans = spans::overlay(spans, lower);
+    builder.analyze(&spans)?;
+    builder.cover_segments(&mut sources, &spans)?;
     let problems = builder.problems;
     builder.tiles.finish();
     Ok(UnwindTable { arch: elf.arch, build_id: elf.build_id, segments: elf.segments, parts: Vec::new(), problems })
@@ -239,6 +244,8 @@ struct Builder<'a, F> {
     problems: Problems,
     /// Bytes of code without CFI that may still be read.
     bare_left_bytes: u64,
+    /// What is known of code without CFI.
+    analysis: Analysis,
 }
 
 impl<F: ReadAt> Builder<'_, F> {
@@ -253,6 +260,49 @@ impl<F: ReadAt> Builder<'_, F> {
         })?;
         self.problems.fdes_unreadable += unreadable;
         Ok(spans::disjoint(spans))
+    }
+
+    /// What no span and no PLT covers of the executable segments, but for filling.
+    fn holes(&self, spans: &[Span]) -> Vec<[u64; 2]> {
+        let mut covered: Vec<[u64; 2]> = spans.iter().map(|span| [span.start, span.end()]).collect();
+        covered.extend(self.plts.iter().map(|plt| [plt.start, plt.end]));
+        covered.sort_unstable();
+        let mut holes = Vec::new();
+        for segment in self.elf.executable() {
+            let (start, end) = (segment.svma.0, segment.end().0);
+            let first = covered.partition_point(|[_start, covered_to]| *covered_to <= start);
+            let inside = covered.get(first..).unwrap_or_default().iter().take_while(|[from, _to]| *from < end);
+            let mut at = start;
+            for [from, to] in inside.copied().chain([[end, end]]) {
+                if from > at && (at == start || from == end || from > at.next_multiple_of(CODE_ALIGNMENT)) {
+                    holes.push([at, from]);
+                }
+                at = at.max(to);
+            }
+        }
+        holes
+    }
+
+    /// Looks at the code without CFI, as much of it as is looked at.
+    fn analyze(&mut self, spans: &[Span]) -> Result<(), BuildError> {
+        let (elf, mut left) = (self.elf, bare::BUDGET_BYTES);
+        if elf.arch != Arch::X86_64 {
+            return Ok(());
+        }
+        let mut regions: Vec<(u64, Vec<u8>)> = Vec::new();
+        for [start, end] in self.holes(spans) {
+            let Some((offset, in_file)) = elf.in_file(Svma(start)) else { continue };
+            let length = in_file.min(end - start).min(left);
+            left = left.saturating_sub(length.max(bare::MIN_COST_BYTES));
+            let bytes = read_bytes(self.file, "code without call frame information", offset, length, length)?;
+            regions.push((start, bytes));
+        }
+        if !regions.is_empty() {
+            let starts = starts::read(self.file, elf);
+            let regions: Vec<_> = regions.iter().map(|(start, bytes)| Region { start: *start, bytes }).collect();
+            self.analysis = Analysis::new(&regions, &starts);
+        }
+        Ok(())
     }
 
     fn cover_segments(&mut self, sources: &mut Sources<'_, F>, spans: &[Span]) -> Result<(), BuildError> {
@@ -397,7 +447,7 @@ impl<F: ReadAt> Builder<'_, F> {
             self.bare_left_bytes = self.bare_left_bytes.saturating_sub(length.max(bare::MIN_COST_BYTES));
             let what = "code without call frame information";
             let code = read_bytes(self.file, what, offset, length, bare::BUDGET_BYTES)?;
-            bare::rules(self.elf.arch, start, &code, |until, rule| self.tiles.cover(until, rule))?;
+            bare::rules(self.elf.arch, start, &code, &self.analysis, |until, rule| self.tiles.cover(until, rule))?;
         }
         let by_frame_pointer = match self.elf.arch {
             Arch::X86_64 => Rule::X86_64_FRAME_POINTER,

@@ -1,0 +1,447 @@
+//! Machine code as far as it moves the stack pointer, or saves and changes rbp and rbx.
+
+use iced_x86::{
+    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
+
+/// Frames are smaller than this many bytes; larger numbers are none of frames.
+pub(super) const MOST_BYTES: i32 = 1 << 28;
+
+/// No instruction.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Where execution goes on behind an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// With the next one.
+    Next,
+    /// With the next one, if what is called returns.
+    Call,
+    /// With the target or the next one.
+    Branch,
+    /// With the target.
+    Jump,
+    /// With the caller.
+    Return,
+    /// Somewhere: a jump to a computed address.
+    Away,
+    /// Nowhere: the end of execution, or no instruction.
+    Stop,
+}
+
+/// A function is known to begin here: the return address is on top of the stack.
+pub(super) const ENTRY: u8 = 1 << 0;
+/// Something begins here: what is called before it need not return to it.
+pub(super) const BOUNDARY: u8 = 1 << 1;
+/// Nothing but space between code.
+pub(super) const FILLER: u8 = 1 << 2;
+
+/// It calls something that does not return.
+pub(super) const NEVER: u8 = 1 << 3;
+/// It calls something of which more is known than that it may return.
+pub(super) const RETURNS: u8 = 1 << 4;
+
+/// One instruction.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Insn {
+    /// Its first byte, counted from the start of the code.
+    pub(super) at: u32,
+    pub(super) length: u8,
+    pub(super) flow: Flow,
+    pub(super) flags: u8,
+    /// The index of the instruction to which it jumps, or that it calls, or [`NONE`].
+    pub(super) target: u32,
+    /// The index of its effect; 0 for none.
+    effect: u32,
+}
+
+const NO_INSN: Insn = Insn { at: 0, length: 1, flow: Flow::Stop, flags: 0, target: NONE, effect: 0 };
+
+/// Code and its address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Region<'a> {
+    pub(crate) start: u64,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// What a place on the stack is counted from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    Rsp,
+    Rbp,
+}
+
+/// A place on the stack: so many bytes above a register, as it is before the instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) base: Base,
+    pub(super) offset: i32,
+}
+
+/// What an instruction does to the stack pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rsp {
+    /// So many bytes are added to the depth of the stack.
+    Deeper(i32),
+    /// It is set to rbp and so many bytes.
+    FromFrame(i32),
+    /// Something that is not known here.
+    Lost,
+}
+
+/// What an instruction does to rbp or rbx.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Nothing,
+    /// Stores it.
+    Save(Place),
+    /// Loads it from the stack.
+    Load(Place),
+    /// Sets it to anything.
+    Write,
+}
+
+/// What an instruction does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Effect {
+    pub(super) rsp: Rsp,
+    /// rbp is set to rsp, as it is before, and so many bytes.
+    pub(super) frame: Option<i32>,
+    /// What is done to rbp and to rbx.
+    pub(super) uses: [Use; 2],
+    /// So many bytes are stored in this place on the stack.
+    pub(super) store: Option<(Place, u32)>,
+}
+
+const NOTHING: Effect = Effect { rsp: Rsp::Deeper(0), frame: None, uses: [Use::Nothing; 2], store: None };
+
+/// In [`Code::calls`]: the address of what is called is at that address.
+const IN_MEMORY: u64 = 1 << 63;
+
+/// The registers of [`Effect::uses`].
+const REGISTERS: [Register; 2] = [Register::RBP, Register::RBX];
+
+/// The instructions of a piece of code, one after the other.
+pub(super) struct Code {
+    pub(super) insns: Vec<Insn>,
+    effects: Vec<Effect>,
+    /// Jumps by target: (target, where from), sorted.
+    jumps: Vec<(u32, u32)>,
+    /// Calls by what is called, as far as that is the same for the same number: (number, where from), sorted.
+    pub(super) calls: Vec<(u64, u32)>,
+}
+
+impl Code {
+    /// Decodes some pieces of code; offsets are from `base`. Others may call `entries`, something begins at
+    /// `boundaries`: offsets, sorted.
+    pub(super) fn decode(base: u64, pieces: &[Region<'_>], entries: &[u32], boundaries: &[u32]) -> Self {
+        let mut marks: Vec<u32> = entries.iter().chain(boundaries).copied().collect();
+        marks.sort_unstable();
+        let mut code = Self::sweep(base, pieces, &marks);
+        let mut called = code.link();
+        // What is called and was taken for a part of another instruction is decoded from there.
+        if called.iter().any(|at| code.index(*at).is_none()) {
+            marks.extend(&called);
+            marks.sort_unstable();
+            code = Self::sweep(base, pieces, &marks);
+            called = code.link();
+        }
+        for (offsets, flags) in [(boundaries, BOUNDARY), (entries, ENTRY | BOUNDARY), (&called, ENTRY | BOUNDARY)] {
+            for index in offsets.iter().filter_map(|at| code.index(*at)).collect::<Vec<_>>() {
+                // What jumps lead to may be a part of another function.
+                let entry = if flags == BOUNDARY && code.jumps_to(index).next().is_none() { ENTRY } else { 0 };
+                code.mark(index, flags | entry);
+            }
+        }
+        code
+    }
+
+    /// Decodes one instruction after the other; none reaches over a mark.
+    fn sweep(base: u64, pieces: &[Region<'_>], marks: &[u32]) -> Self {
+        let mut code = Self { insns: Vec::new(), effects: vec![NOTHING], jumps: Vec::new(), calls: Vec::new() };
+        let mut factory = InstructionInfoFactory::new();
+        let mut marks = marks.iter().copied().peekable();
+        for piece in pieces {
+            let start = (piece.start - base) as usize;
+            let mut flags = BOUNDARY;
+            let mut at = 0;
+            while let Some(rest) = piece.bytes.get(at..).filter(|rest| !rest.is_empty()) {
+                while marks.next_if(|mark| *mark as usize <= start + at).is_some() {}
+                let room = marks.peek().map_or(rest.len(), |mark| (*mark as usize - start - at).min(rest.len()));
+                let bytes = rest.get(..room).unwrap_or(rest);
+                let (mut insn, effect, callee) = read(base, start + at, bytes, &mut factory);
+                code.calls.extend(callee.map(|callee| (callee, code.insns.len() as u32)));
+                if let Some(effect) = effect {
+                    insn.effect = code.effects.len() as u32;
+                    code.effects.push(effect);
+                }
+                at += usize::from(insn.length);
+                insn.flags |= std::mem::take(&mut flags);
+                code.insns.push(insn);
+            }
+            code.insns.push(Insn { at: (start + at) as u32, length: 0, ..NO_INSN });
+        }
+        code
+    }
+
+    /// Turns the targets of jumps and calls from offsets into indices; returns those of calls, sorted.
+    fn link(&mut self) -> Vec<u32> {
+        let mut called = Vec::new();
+        for index in 0..self.insns.len() {
+            let Some(insn) = self.insns.get(index).copied().filter(|insn| insn.target != NONE) else { continue };
+            if insn.flow == Flow::Call {
+                called.push(insn.target);
+            }
+            let target = self.index(insn.target).unwrap_or(NONE);
+            if let Some(insn) = self.insns.get_mut(index) {
+                insn.target = target;
+            }
+            if target != NONE && insn.flow != Flow::Call {
+                self.jumps.push((target, index as u32));
+            }
+        }
+        self.jumps.sort_unstable();
+        self.calls.sort_unstable();
+        called.sort_unstable();
+        called.dedup();
+        called
+    }
+
+    /// The index of the instruction that begins at an offset.
+    fn index(&self, at: u32) -> Option<u32> {
+        self.insns.binary_search_by_key(&at, |insn| insn.at).ok().map(|index| index as u32)
+    }
+
+    pub(super) fn len(&self) -> u32 {
+        self.insns.len() as u32
+    }
+
+    pub(super) fn insn(&self, index: u32) -> Option<&Insn> {
+        self.insns.get(index as usize)
+    }
+
+    pub(super) fn effect(&self, index: u32) -> &Effect {
+        let effect = self.insn(index).and_then(|insn| self.effects.get(insn.effect as usize));
+        effect.unwrap_or(&NOTHING)
+    }
+
+    pub(super) fn mark(&mut self, index: u32, flag: u8) {
+        if let Some(insn) = self.insns.get_mut(index as usize) {
+            insn.flags |= flag;
+        }
+    }
+
+    pub(super) fn has(&self, index: u32, flag: u8) -> bool {
+        self.insn(index).is_some_and(|insn| insn.flags & flag != 0)
+    }
+
+    /// Where jumps to an instruction are.
+    pub(super) fn jumps_to(&self, index: u32) -> impl Iterator<Item = u32> {
+        let first = self.jumps.partition_point(|(target, _from)| *target < index);
+        let jumps = self.jumps.get(first..).unwrap_or_default();
+        jumps.iter().take_while(move |(target, _from)| *target == index).map(|(_target, from)| *from)
+    }
+}
+
+/// The instruction at the start of `bytes`, which are at `start + at`. Its target is an offset from `start`.
+/// And what it calls, as in [`Code::calls`].
+fn read(
+    start: u64,
+    at: usize,
+    bytes: &[u8],
+    factory: &mut InstructionInfoFactory,
+) -> (Insn, Option<Effect>, Option<u64>) {
+    let mut insn = Insn { at: at as u32, flags: FILLER, ..NO_INSN };
+    // Linkers leave zeros between sections.
+    if bytes.starts_with(&[0, 0]) {
+        insn.length = 2;
+        return (insn, None, None);
+    }
+    let ip = start.wrapping_add(at as u64);
+    let mut decoder = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE);
+    let instruction = decoder.decode();
+    if instruction.is_invalid() {
+        insn.flags = 0;
+        return (insn, None, None);
+    }
+    insn.length = instruction.len() as u8;
+    insn.flow = flow(&instruction);
+    insn.flags = if matches!(instruction.mnemonic(), Mnemonic::Nop | Mnemonic::Int3) { FILLER } else { 0 };
+    let mut callee = None;
+    if insn.flow == Flow::Call && instruction.is_ip_rel_memory_operand() {
+        callee = Some(instruction.ip_rel_memory_address() | IN_MEMORY);
+    }
+    if instruction.op0_kind() == OpKind::NearBranch64 {
+        let target = instruction.near_branch_target();
+        if insn.flow == Flow::Call
+            && target == ip.wrapping_add(instruction.len() as u64)
+            && pops(bytes, instruction.len())
+        {
+            // The way to learn one's own address.
+            insn.flow = Flow::Next;
+            return (insn, Some(Effect { rsp: Rsp::Deeper(8), ..NOTHING }), None);
+        }
+        callee = (insn.flow == Flow::Call).then_some(target);
+        insn.target = target.checked_sub(start).and_then(|offset| u32::try_from(offset).ok()).unwrap_or(NONE);
+    }
+    (insn, effect(&instruction, factory), callee)
+}
+
+/// Whether `pop` of a register is at an offset.
+fn pops(bytes: &[u8], at: usize) -> bool {
+    matches!(bytes.get(at..).unwrap_or_default(), [0x58..=0x5f, ..] | [0x41, 0x58..=0x5f, ..])
+}
+
+fn flow(instruction: &Instruction) -> Flow {
+    match (instruction.flow_control(), instruction.mnemonic()) {
+        (_, Mnemonic::Syscall) => Flow::Next,
+        (_, Mnemonic::Hlt) => Flow::Stop,
+        (FlowControl::Next | FlowControl::XbeginXabortXend, _) => Flow::Next,
+        (FlowControl::Call | FlowControl::IndirectCall, Mnemonic::Call) => Flow::Call,
+        (FlowControl::ConditionalBranch, _) => Flow::Branch,
+        (FlowControl::UnconditionalBranch, Mnemonic::Jmp) => Flow::Jump,
+        (FlowControl::Return, Mnemonic::Ret) => Flow::Return,
+        (FlowControl::IndirectBranch, _) => Flow::Away,
+        _ => Flow::Stop,
+    }
+}
+
+/// What an instruction does; `None` when that is nothing.
+fn effect(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Effect> {
+    let mut effect = NOTHING;
+    if matches!(flow(instruction), Flow::Call | Flow::Return | Flow::Away | Flow::Stop) {
+        return None;
+    }
+    effect.rsp = rsp(instruction, factory);
+    for (use_, register) in effect.uses.iter_mut().zip(REGISTERS) {
+        *use_ = use_of(instruction, register, factory);
+    }
+    effect.store = store(instruction, factory);
+    if instruction.op0_kind() == OpKind::Register && instruction.op0_register() == Register::RBP {
+        effect.frame = match instruction.mnemonic() {
+            Mnemonic::Mov if instruction.op1_kind() == OpKind::Register => {
+                (instruction.op1_register() == Register::RSP).then_some(0)
+            }
+            Mnemonic::Lea => place(instruction).filter(|place| place.base == Base::Rsp).map(|place| place.offset),
+            _ => None,
+        };
+    }
+    let nothing = effect.rsp == Rsp::Deeper(0) && effect.uses == [Use::Nothing; 2] && effect.store.is_none();
+    (!nothing).then_some(effect)
+}
+
+/// The place that the memory operand of an instruction names, if that is one on the stack.
+fn place(instruction: &Instruction) -> Option<Place> {
+    let base = match instruction.memory_base() {
+        Register::RSP => Base::Rsp,
+        Register::RBP => Base::Rbp,
+        _ => return None,
+    };
+    if instruction.memory_index() != Register::None || instruction.segment_prefix() != Register::None {
+        return None;
+    }
+    let offset = small(instruction.memory_displacement64().cast_signed())?;
+    Some(Place { base, offset })
+}
+
+/// A number of bytes of a frame.
+fn small(bytes: i64) -> Option<i32> {
+    i32::try_from(bytes).ok().filter(|bytes| bytes.unsigned_abs() < MOST_BYTES.unsigned_abs())
+}
+
+fn rsp(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Rsp {
+    let first = register(instruction, 0);
+    match instruction.mnemonic() {
+        Mnemonic::Leave => return if instruction.len() == 1 { Rsp::FromFrame(8) } else { Rsp::Lost },
+        Mnemonic::Enter => return Rsp::Lost,
+        Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pop | Mnemonic::Popfq
+            if first.full_register() != Register::RSP || instruction.mnemonic() == Mnemonic::Push =>
+        {
+            return Rsp::Deeper(-instruction.stack_pointer_increment());
+        }
+        Mnemonic::Sub | Mnemonic::Add if first == Register::RSP => {
+            if let Some(bytes) = immediate(instruction) {
+                return Rsp::Deeper(if instruction.mnemonic() == Mnemonic::Sub { bytes } else { -bytes });
+            }
+            return Rsp::Lost;
+        }
+        Mnemonic::Lea if first == Register::RSP => {
+            return match place(instruction) {
+                Some(Place { base: Base::Rsp, offset }) => Rsp::Deeper(offset.wrapping_neg()),
+                Some(Place { base: Base::Rbp, offset }) => Rsp::FromFrame(offset),
+                None => Rsp::Lost,
+            };
+        }
+        Mnemonic::Mov if first == Register::RSP => {
+            let from_rbp = instruction.op1_kind() == OpKind::Register && instruction.op1_register() == Register::RBP;
+            return if from_rbp { Rsp::FromFrame(0) } else { Rsp::Lost };
+        }
+        _ => {}
+    }
+    if writes(instruction, Register::RSP, factory) { Rsp::Lost } else { Rsp::Deeper(0) }
+}
+
+/// The register that is an operand of an instruction, if one is.
+fn register(instruction: &Instruction, operand: u32) -> Register {
+    if operand < instruction.op_count() && instruction.op_kind(operand) == OpKind::Register {
+        instruction.op_register(operand)
+    } else {
+        Register::None
+    }
+}
+
+fn immediate(instruction: &Instruction) -> Option<i32> {
+    match instruction.op1_kind() {
+        OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
+            let bytes = instruction.immediate(1).cast_signed();
+            small(bytes)
+        }
+        _ => None,
+    }
+}
+
+fn writes(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> bool {
+    let info = factory.info(instruction);
+    info.used_registers().iter().any(|used| {
+        used.register().full_register() == register
+            && matches!(
+                used.access(),
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            )
+    })
+}
+
+fn use_of(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> Use {
+    let on_top = |offset| Place { base: Base::Rsp, offset };
+    match instruction.mnemonic() {
+        Mnemonic::Push if self::register(instruction, 0) == register => return Use::Save(on_top(-8)),
+        Mnemonic::Pop if self::register(instruction, 0) == register => return Use::Load(on_top(0)),
+        Mnemonic::Leave if register == Register::RBP => return Use::Load(Place { base: Base::Rbp, offset: 0 }),
+        Mnemonic::Mov if self::register(instruction, 1) == register && instruction.op0_kind() == OpKind::Memory => {
+            return place(instruction).map_or(Use::Nothing, Use::Save);
+        }
+        Mnemonic::Mov if self::register(instruction, 0) == register && instruction.op1_kind() == OpKind::Memory => {
+            return place(instruction).map_or(Use::Write, Use::Load);
+        }
+        _ => {}
+    }
+    if writes(instruction, register, factory) { Use::Write } else { Use::Nothing }
+}
+
+/// What an instruction stores on the stack by rsp or rbp.
+fn store(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Option<(Place, u32)> {
+    if let pushed @ 1.. = -instruction.stack_pointer_increment() {
+        return Some((Place { base: Base::Rsp, offset: -pushed }, pushed.cast_unsigned()));
+    }
+    let place = place(instruction)?;
+    let size = instruction.memory_size();
+    let info = factory.info(instruction);
+    let stores = (0..instruction.op_count()).any(|index| {
+        instruction.op_kind(index) == OpKind::Memory
+            && matches!(
+                info.op_access(index),
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            )
+    });
+    stores.then(|| (place, size.size().max(1) as u32))
+}
