@@ -227,12 +227,14 @@ async fn frames_are_told_by_a_debug_file() {
     ] {
         // So many that compressing makes a section smaller.
         let more = (0..200).map(|index| format!("int more_{index}(int n) {{ return hidden(n) + {index}; }}\n"));
-        let source = PROGRAM.to_owned() + &more.collect::<String>();
+        // What no look at the instructions can follow.
+        let odd = r#"__asm__ volatile("sub %0, %%rsp\n add %0, %%rsp" : : "r"(0L)); return inner"#;
+        let source = PROGRAM.replace("return inner", odd) + &more.collect::<String>();
         let program = Program::of(name, &source, &[&bare[..], &[build_id]].concat());
         program.objcopy(&[&format!("--compress-debug-sections={compression}")]);
         let mut worker = worker(Role::Tables);
         let (whole, _kept) = rules(&mut worker, &program).await;
-        assert!(whole.iter().any(|rule| !rule.by_frame_pointer()), "{whole:?}");
+        assert!(whole.iter().all(|rule| !rule.by_frame_pointer()), "{whole:?}");
         let debug = program.separate(place);
         if !place.contains("build-id") {
             program.objcopy(&[&format!("--add-gnu-debuglink={}", debug.display())]);
@@ -250,7 +252,7 @@ async fn frames_are_told_by_a_debug_file() {
         fs::copy(&other.file, &debug).unwrap();
         let (without, is_kept) = rules(&mut worker, &program).await;
         assert!(!is_kept, "the right one may come later");
-        assert!(without.iter().all(|rule| rule.by_frame_pointer()), "{name}: {without:?}");
+        assert!(without.iter().any(|rule| rule.by_frame_pointer()), "{name}: {without:?}");
         assert_eq!(worker.restarts(), 0);
     }
 }

@@ -473,7 +473,7 @@ async fn files_are_described() {
     let scratch = Scratch::new("describe");
     let whole = scratch.compile("whole.c", PROGRAM, &["-g", "-O1"]);
     let bare = ["-O1", "-s", "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer"];
-    let bare = scratch.compile("bare.c", &(PROGRAM.to_owned() + r#"__asm__(".fill 100000, 1, 0x90");"#), &bare);
+    let bare = scratch.compile("bare.c", &(PROGRAM.to_owned() + r#"__asm__(".fill 100000, 1, 0x06");"#), &bare);
     let mut worker = worker(Role::Describe);
     let found = described(&mut worker, open(&whole)).await.unwrap();
     let sections = found.sections;

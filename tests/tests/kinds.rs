@@ -131,10 +131,10 @@ fn frames() {
             .chain(&[LIBC, "one_body", "in_one", "leaf"])
             .chain(&[LIBC, "two_body", "in_two", "leaf"])
             .chain(&[LIBC, "setcontext"]),
-        Kind::new("switches", CPU_MS, &[&["in_first", "leaf"], &["go_inside"]])
+        Kind::new("switches", CPU_MS, &[&["in_first", "leaf"], &["go_inside", "switch_stacks"]])
             .cut("no_frame_pointer", &["switch_stacks"])
             .cut("no_frame_pointer", &["coroutine_entry", "body", "in_coroutine", "leaf"])
-            .cut("no_frame_pointer", &["coroutine_entry", "body", "go_outside"]),
+            .cut("no_frame_pointer", &["coroutine_entry", "body", "go_outside", "switch_stacks"]),
     ];
     let profile = check_all(&lab, &OPTIONS, &kinds);
     for stubs in ["stubs", "stubs-now", "stubs-cet"] {

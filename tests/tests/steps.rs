@@ -22,13 +22,15 @@ const RETURN_ELSEWHERE: [&str; 2] = ["setcontext", "sigsetjmp_tail"];
 
 /// Where a return may lead elsewhere than to the caller: another context goes on, or the function that the
 /// loader has looked up is entered.
-const GO_ELSEWHERE: [&str; 4] = ["longjmp", "swapcontext", "setcontext", "dl_runtime_resolve"];
+const GO_ELSEWHERE: [&str; 5] = ["longjmp", "swapcontext", "setcontext", "sigsetjmp_tail", "dl_runtime_resolve"];
 
 /// The share of instructions of each program that must have all callers.
 const LEAST: f64 = 0.99;
 /// Of the workloads: they are short, and some 150 instructions of theirs change the stack or go over to
 /// the frame that catches.
 const LEAST_OF_WORKLOADS: f64 = 0.98;
+/// Of those without unwind tables: some blocks are behind calls of which nothing says that they return.
+const LEAST_WITHOUT_TABLES: f64 = 0.95;
 
 /// Workloads of a few thousand instructions that move the stack pointer in every way.
 const WORKLOADS: [&str; 13] = [
@@ -84,7 +86,11 @@ impl All {
         let what = format!("{} {from:?}", program.display());
         println!("{what}: {tally}");
         self.add(&tally);
-        let least = if what.contains("/workloads/") { LEAST_OF_WORKLOADS } else { LEAST };
+        let least = match &what {
+            bare if bare.contains("/workloads/every-bare") => LEAST_WITHOUT_TABLES,
+            workload if workload.contains("/workloads/") => LEAST_OF_WORKLOADS,
+            _ => LEAST,
+        };
         let share = tally.equal as f64 / tally.instructions as f64;
         if share.is_nan() || share < least {
             self.odd.push(format!("{what}: {share} of {} instructions have all callers", tally.instructions));

@@ -179,7 +179,7 @@ impl OpenFile {
                     rest.push(index);
                     continue;
                 };
-                let full = frame(&symbol.name, None, false);
+                let full = frame(without_version(&symbol.name), None, false);
                 match found[index].last_mut() {
                     None => {
                         found[index].push(full);
@@ -212,6 +212,11 @@ impl OpenFile {
         }
         frames
     }
+}
+
+/// A symbol's name without the version that linkers leave in `.symtab` (`dlopen@@GLIBC_2.34`).
+fn without_version(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(bare, _version)| if bare.is_empty() { name } else { bare })
 }
 
 /// Whether a symbol is what users call a function that DWARF knows by a name of the C library's own
