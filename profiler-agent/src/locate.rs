@@ -209,10 +209,17 @@ fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frame
     let mut stack =
         StackCopy { start, words: sample.stack, other: sample.other_registers, read: [0; 64], ended: false };
     match unwind(&sample.header, &mut stack, (tracker, process), frames) {
-        GoneOn::Stopped(_) if stack.ended && sample.stack.len() == MAX_STACK_COPY_BYTES / 8 => {
-            GoneOn::Stopped(StopReason::StackCopyEnded)
-        }
-        gone_on => gone_on,
+        GoneOn::Stopped(stop) => GoneOn::Stopped(why_stopped(stop, stack.ended, sample.stack.len())),
+        needs_table => needs_table,
+    }
+}
+
+/// Why unwinding stopped in a copy of so many words that it wanted more of, or not. The step over an outermost
+/// frame reads in vain, perhaps from beyond the copy.
+fn why_stopped(stop: StopReason, ended: bool, words: usize) -> StopReason {
+    match stop {
+        StopReason::UnreadableStack if ended && words == MAX_STACK_COPY_BYTES / 8 => StopReason::StackCopyEnded,
+        stop => stop,
     }
 }
 
@@ -342,6 +349,20 @@ mod tests {
             registers: [0; 4],
         };
         in_exec(&header, &process(), &vec![frame; frames])
+    }
+
+    #[test]
+    fn only_what_could_not_be_read_is_cut_by_the_end_of_the_copy() {
+        let full = MAX_STACK_COPY_BYTES / 8;
+        assert_eq!(why_stopped(StopReason::UnreadableStack, true, full), StopReason::StackCopyEnded);
+        for (stop, ended, words) in [
+            (StopReason::Complete, true, full),
+            (StopReason::UnsupportedCfi, true, full),
+            (StopReason::UnreadableStack, false, full),
+            (StopReason::UnreadableStack, true, full - 1),
+        ] {
+            assert_eq!(why_stopped(stop, ended, words), stop);
+        }
     }
 
     #[test]
