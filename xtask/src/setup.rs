@@ -72,7 +72,7 @@ const PACKAGES: &[Package] = &[
     // The kernel's own count of the sampling program's runs.
     Package { name: "bpftool", probe: Program("bpftool"), purposes: &[Test] },
     // `go tool pprof` judges our pprof.
-    Package { name: "golang-go", probe: Program("go"), purposes: &[Test, Bench] },
+    Package { name: "golang-go", probe: Program("go"), purposes: &[Test, Vm, Bench] },
     // Makes code at run time and tells of it.
     Package { name: "nodejs", probe: Program("node"), purposes: &[Test, Bench] },
     Package { name: "qemu-system-x86", probe: Program("qemu-system-x86_64"), purposes: &[Test, Vm] },

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 
 use super::console::{CONTENT, CaseRun, MARK, Transcript};
-use super::kinds;
+use super::{go, kinds};
 use crate::folded;
 use crate::report::Outcome;
 
@@ -98,6 +98,17 @@ pub(crate) const CASES: &[Case] = &[
         says: "",
         file: Some("/out/kinds.folded"),
         judge: kinds::judge,
+    },
+    Case {
+        name: "go",
+        agent: true,
+        before: "",
+        command: go::RECORD,
+        after: "",
+        exit: 0,
+        says: "",
+        file: Some("/out/go.folded"),
+        judge: go::judge,
     },
     Case {
         name: "kptr_restrict",

@@ -3,6 +3,7 @@
 
 mod archive;
 mod console;
+mod go;
 mod guest;
 mod initramfs;
 mod kinds;
@@ -254,6 +255,7 @@ fn initramfs(architecture: Architecture, kernel: &Kernel, busybox: &Path, cases:
     for workload in ["chain12", "digest", "waits"].into_iter().chain(kinds::PROGRAMS) {
         files.push((format!("bin/{workload}"), build_workload(architecture, workload)?));
     }
+    files.push((format!("bin/{}", go::PROGRAM), build_go(architecture)?));
     if cases.iter().any(|case| case.agent) {
         files.push(("bin/spanflame".to_owned(), build_agent(architecture)?));
     }
@@ -280,6 +282,17 @@ fn build_workload(architecture: Architecture, name: &str) -> Result<PathBuf> {
     let mut command = Command::new(architecture.c_compiler());
     command.args(["-O2", "-g", "-fomit-frame-pointer", "-static", "-pthread", "-o"]).arg(&built);
     shell::output(command.arg(shell::root().join("tests/workloads").join(format!("{name}.c"))))?;
+    Ok(built)
+}
+
+/// The Go program of `tests/workloads`, without symbols and DWARF.
+fn build_go(architecture: Architecture) -> Result<PathBuf> {
+    let built = guest_folder(architecture).join(go::PROGRAM);
+    let mut command = Command::new("go");
+    command.env("GOARCH", architecture.debian()).envs([("CGO_ENABLED", "0"), ("GO111MODULE", "off")]);
+    command.args(["build", "-ldflags", "-s -w", "-o"]).arg(&built);
+    let source = shell::root().join("tests/workloads").join(go::PROGRAM).with_extension("go");
+    shell::output(command.arg(source))?;
     Ok(built)
 }
 
