@@ -3,11 +3,15 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rustix::process::Signal;
 use spanflame_tests::system::{cpu_ticks, descendant, wait_for};
 use spanflame_tests::{Lab, Profile, Share, from_main, lab};
+
+/// The process id before the one that the next process gets (Linux, Documentation/admin-guide/sysctl/kernel.rst).
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
 /// Samples a second: a life of 10 ms has some.
 const OPTIONS: [&str; 2] = ["-F", "999"];
@@ -94,6 +98,34 @@ fn hundreds_of_programs_in_one_process() {
 fn programs_at_the_same_addresses() {
     let Some(lab) = lab() else { return };
     check_chain(&lab, &["/usr/bin/setarch", "-R"], 5);
+}
+
+/// Each life has the process id of the one before, which was the other program.
+#[test]
+fn process_ids_that_are_used_again() {
+    let Some(lab) = lab() else { return };
+    let [brief, other] = ["brief", "become"].map(|name| lab.workload(name));
+    let script = format!(
+        "for life in $(seq 150); do for program in {} {}; do echo 20000 >{LAST_PID}; $program 10; done; done; :",
+        brief.display(),
+        other.display()
+    );
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    let mut pids = WORK.map(|_program| BTreeSet::new());
+    for sample in &profile.pprof.0.sample {
+        let labels = profile.pprof.labels(sample);
+        for ((process, _functions), pids) in WORK.iter().zip(&mut pids) {
+            if labels["comm"] == *process {
+                pids.insert(labels["pid"].clone());
+            }
+        }
+    }
+    assert!(pids[0].intersection(&pids[1]).count() > 0, "no process id was used twice: {pids:?}");
+    assert!(pids[0].len() < 100, "they were not used again: {pids:?}");
+    for (process, _functions) in WORK {
+        let share = check_own_stacks(&profile, process);
+        assert!(share.part() >= 0.95, "{process}: {share:?} {:?}", profile.quality);
+    }
 }
 
 /// The profiler stands still until records of such lives are lost. What lived and ended meanwhile can't be
