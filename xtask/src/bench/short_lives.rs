@@ -15,8 +15,11 @@ const BUILD: [&str; 7] = ["build", "--release", "-p", "profiler-agent", "-p", "x
 
 /// The name of a short life; commands have 15 characters.
 const NAME: &str = "spanflame-brief";
-/// CPU time of one, in milliseconds.
-const LIFE_MS: &str = "20";
+/// CPU time of one, in milliseconds: two CPUs have time for 100 a second.
+const LIFE_MS: &str = "15";
+/// The most that the profiler may cost beside [`MEANT_RATE`] of them a second, as a part of the machine.
+const MOST_COST: f64 = 0.01;
+const MEANT_RATE: u32 = 100;
 /// Programs, symbols and tables are learnt in that time.
 const WARM_UP: Duration = Duration::from_secs(8);
 /// Of the kernel: the time of BPF programs is counted.
@@ -51,7 +54,8 @@ fn measure(rate: u32, time: Duration) -> Result<()> {
         bail!("the profiler failed: {ended}");
     }
     cost.print(begun, rate);
-    print_wholeness(&fs::read_to_string(&output).with_context(|| format!("reading {}", output.display()))?)
+    print_wholeness(&fs::read_to_string(&output).with_context(|| format!("reading {}", output.display()))?)?;
+    cost.judge(rate)
 }
 
 /// Starts processes at a steady rate, and measures from the end of the warm-up on. Returns how many.
@@ -137,11 +141,25 @@ impl Cost {
     fn print(&self, begun: u32, rate: u32) {
         println!("\n{begun} processes of {LIFE_MS} ms of CPU time, {rate} a second asked for");
         println!(
-            "the profiler's own cost: {:.2}% of the machine ({:.2}% its processes, {:.2}% its kernel programs)",
-            100.0 * (self.processes + self.programs),
+            "the profiler's own cost: {:.2}% of the machine ({:.2}% its processes, {:.2}% its kernel programs), {:.2} of \
+             the {:.0}% that it may cost at {MEANT_RATE} a second",
+            100.0 * self.all(),
             100.0 * self.processes,
-            100.0 * self.programs
+            100.0 * self.programs,
+            self.all() / MOST_COST,
+            100.0 * MOST_COST,
         );
+    }
+
+    fn all(&self) -> f64 {
+        self.processes + self.programs
+    }
+
+    fn judge(&self, rate: u32) -> Result<()> {
+        if rate <= MEANT_RATE && self.all() > MOST_COST {
+            bail!("the profiler costs more than {:.0}% of the machine", 100.0 * MOST_COST);
+        }
+        Ok(())
     }
 }
 
