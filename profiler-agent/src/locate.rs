@@ -206,12 +206,23 @@ enum GoneOn {
 /// Unwinds from where the kernel program stopped, in the stack copy.
 fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frames: &mut Vec<u64>) -> GoneOn {
     let start = stack_copy_start(sample.header.registers[1]);
-    let mut stack =
-        StackCopy { start, words: sample.stack, other: sample.other_registers, read: [0; 64], ended: false };
+    let unwritten = unwritten(start, sample.stack);
+    let (words, other) = (sample.stack, sample.other_registers);
+    let mut stack = StackCopy { start, words, other, read: [0; 64], unwritten, ended: false };
     match unwind(&sample.header, &mut stack, (tracker, process), frames) {
         GoneOn::Stopped(stop) => GoneOn::Stopped(why_stopped(stop, stack.ended, sample.stack.len())),
         needs_table => needs_table,
     }
+}
+
+/// How many words at the start of a stack copy are on pages without anything but zeroes: nothing was pushed there
+/// yet, or the kernel program could not read them.
+fn unwritten(start: u64, words: &[u64]) -> usize {
+    const PAGE_BYTES: u64 = 4096;
+    let first = ((PAGE_BYTES - start % PAGE_BYTES) / 8) as usize;
+    let (first, rest) = words.split_at(first.min(words.len()));
+    let pages = std::iter::once(first).chain(rest.chunks((PAGE_BYTES / 8) as usize));
+    pages.take_while(|page| page.iter().all(|word| *word == 0)).map(<[u64]>::len).sum()
 }
 
 /// Why unwinding stopped in a copy of so many words that it wanted more of, or not. The step over an outermost
@@ -281,6 +292,8 @@ struct StackCopy<'a> {
     words: &'a [u64],
     other: &'a [u64],
     read: [u64; 64],
+    /// Words at the start that are all zero, whole pages of them: nobody wrote there, or they could not be read.
+    unwritten: usize,
     /// A read went beyond the end of the copy.
     ended: bool,
 }
@@ -292,7 +305,9 @@ impl Machine for StackCopy<'_> {
         let Some(distance) = address.checked_sub(self.start).filter(|distance| distance % 8 == 0) else { return 1 };
         let range = usize::try_from(distance / 8).ok().zip(usize::try_from(words).ok());
         let found = range.and_then(|(from, length)| self.words.get(from..from.checked_add(length)?));
+        let is_unwritten = range.is_some_and(|(from, _length)| from < self.unwritten);
         match found {
+            Some(_) if is_unwritten => 1,
             Some(found) => {
                 for (to, from) in self.read.iter_mut().zip(found) {
                     *to = *from;
@@ -349,6 +364,22 @@ mod tests {
             registers: [0; 4],
         };
         in_exec(&header, &process(), &vec![frame; frames])
+    }
+
+    #[test]
+    fn pages_of_zeroes_before_the_first_word_are_unwritten() {
+        let words = |zeroes: usize, all: usize| (0..all).map(|at| u64::from(at >= zeroes)).collect::<Vec<_>>();
+        for (start, zeroes, all, expected) in [
+            (0x7000, 0, 1024, 0),
+            (0x7000, 511, 1024, 0),
+            (0x7000, 512, 1024, 512),
+            (0x7ff0, 2, 600, 2),
+            (0x7ff0, 600, 1024, 514),
+            (0x7ff0, 700, 700, 700),
+            (0x7000, 0, 0, 0),
+        ] {
+            assert_eq!(unwritten(start, &words(zeroes, all)), expected, "{start:#x} {zeroes} {all}");
+        }
     }
 
     #[test]

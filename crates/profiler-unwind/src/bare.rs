@@ -71,7 +71,7 @@ pub(crate) fn rules<E>(
     mut cover: impl FnMut(u64, Rule) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut known = analysis.known(start, start.saturating_add(code.len() as u64)).peekable();
-    by_bytes(arch, start, code, analysis.marks(start), |until, rule| {
+    by_bytes(arch, start, code, analysis, |until, rule| {
         // What is known by its bytes for the end of a stack or a signal's return is that.
         let special = rule == Rule::END || rule == Rule::X86_64_SIGNAL;
         while let Some(&Known { start, end, rule: found }) = known.peek().filter(|known| known.start < until) {
@@ -88,12 +88,12 @@ pub(crate) fn rules<E>(
     })
 }
 
-/// What the bytes alone say, as [`rules`]. On x86_64 `marks` says what begins at each.
+/// What the bytes alone say, as [`rules`]. On x86_64 `analysis` says where instructions begin.
 fn by_bytes<E>(
     arch: Arch,
     start: u64,
     code: &[u8],
-    marks: &[u8],
+    analysis: &Analysis,
     mut cover: impl FnMut(u64, Rule) -> Result<(), E>,
 ) -> Result<(), E> {
     let known_at = |code: &[u8]| {
@@ -107,7 +107,7 @@ fn by_bytes<E>(
     let mut at = 0;
     while let Some(rest) = code.get(at..).filter(|rest| !rest.is_empty()) {
         let address = start.saturating_add(at as u64);
-        let marks = marks.get(at).copied().unwrap_or(0);
+        let marks = analysis.marks(address);
         if marks & BEGINS == 0 {
             at += 1;
             continue;

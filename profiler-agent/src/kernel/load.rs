@@ -16,7 +16,7 @@ use super::programs::ProgramFigures;
 use super::records::Records;
 use super::sideband::Sideband;
 use super::tables::{Followed, Tables, map_error, take};
-use super::{KernelError, online_cpus, threads};
+use super::{KernelError, cpu_numbers, online_cpus, threads};
 use crate::clock::thread_cpu_time;
 
 /// The kernel programs for this CPU architecture, as `cargo xtask ebpf` built them.
@@ -173,17 +173,8 @@ fn load_object(options: &LoadOptions) -> Result<aya::Ebpf, KernelError> {
     }
     loader.map_max_entries("ROWS", options.row_chunks);
     loader.map_max_entries("RECORDS", options.ring_bytes);
-    loader.map_max_entries("SCRATCH", possible_cpus()?);
+    loader.map_max_entries("SCRATCH", cpu_numbers()?);
     loader.load(object).map_err(|error| KernelError::Load { what: "object".to_owned(), message: chain(&error) })
-}
-
-/// How many CPUs the kernel has room for: the highest number that a CPU can have, plus 1 at least.
-fn possible_cpus() -> Result<u32, KernelError> {
-    let count = aya::util::nr_cpus().map_err(|(path, error)| KernelError::Load {
-        what: "number of CPUs".to_owned(),
-        message: format!("{path}: {error}"),
-    })?;
-    Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 fn settings(options: &LoadOptions) -> Result<Vec<(Setting, u64)>, KernelError> {

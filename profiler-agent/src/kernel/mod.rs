@@ -38,9 +38,18 @@ pub use wake::Wake;
 /// # Errors
 /// When `/sys/devices/system/cpu/online` can't be read or understood.
 pub fn online_cpus() -> Result<Vec<u32>, KernelError> {
-    const PATH: &str = "/sys/devices/system/cpu/online";
-    let text = std::fs::read_to_string(PATH).map_err(|source| KernelError::Read { path: PATH.to_owned(), source })?;
-    parse_cpu_list(text.trim()).ok_or_else(|| KernelError::Unexpected { path: PATH.to_owned(), found: text })
+    read_cpu_list("/sys/devices/system/cpu/online")
+}
+
+/// One more than the highest number that a CPU can have, be it online or not: the numbers may have gaps.
+fn cpu_numbers() -> Result<u32, KernelError> {
+    let possible = read_cpu_list("/sys/devices/system/cpu/possible")?;
+    Ok(possible.into_iter().max().map_or(1, |highest| highest + 1))
+}
+
+fn read_cpu_list(path: &str) -> Result<Vec<u32>, KernelError> {
+    let text = std::fs::read_to_string(path).map_err(|source| KernelError::Read { path: path.to_owned(), source })?;
+    parse_cpu_list(text.trim()).ok_or_else(|| KernelError::Unexpected { path: path.to_owned(), found: text })
 }
 
 /// `0-3,5` as numbers; bounded by the kernel's `NR_CPUS` (at most 8192).

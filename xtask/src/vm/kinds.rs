@@ -224,7 +224,7 @@ mod tests {
     fn one_wrong_caller_is_too_many() {
         let handled = "main;caller;interrupted;__restore_rt;on_signal;handler_outer;handler_leaf";
         assert!(judge(&text(handled, 300)).is_ok());
-        assert!(judge(&text(handled, 50)).is_err(), "too few");
+        assert!(judge(&text(handled, 49)).is_err(), "too few");
         let beginning = handled.trim_end_matches(";handler_leaf");
         assert!(judge(&text(beginning, 300)).is_err(), "a beginning is not the whole");
         for deep in ["main;leaf".to_owned(), format!("main;{}leaf", "deeper;".repeat(500))] {

@@ -140,9 +140,16 @@ impl Code {
         let mut code = Self::sweep(base, pieces, &marks);
         let mut called = code.link();
         // What is called and was taken for a part of another instruction is decoded from there.
-        if called.iter().any(|at| code.index(*at).is_none()) {
-            marks.extend(&called);
+        let is_inside = |at: u32| {
+            let after = pieces.partition_point(|piece| piece.start <= base + u64::from(at));
+            let piece = after.checked_sub(1).and_then(|index| pieces.get(index));
+            piece.is_some_and(|piece| base + u64::from(at) - piece.start < piece.bytes.len() as u64)
+        };
+        if called.iter().any(|at| is_inside(*at) && code.index(*at).is_none()) {
+            marks.extend(called.iter().filter(|at| is_inside(**at)));
             marks.sort_unstable();
+            // Two of them would take twice the memory.
+            drop(code);
             code = Self::sweep(base, pieces, &marks);
             called = code.link();
         }
@@ -300,7 +307,8 @@ fn flow(instruction: &Instruction) -> Flow {
         (FlowControl::Call | FlowControl::IndirectCall, Mnemonic::Call) => Flow::Call,
         (FlowControl::ConditionalBranch, _) => Flow::Branch,
         (FlowControl::UnconditionalBranch, Mnemonic::Jmp) => Flow::Jump,
-        (FlowControl::Return, Mnemonic::Ret) => Flow::Return,
+        // What takes arguments off the stack as well leaves its caller with another depth.
+        (FlowControl::Return, Mnemonic::Ret) if instruction.op_count() == 0 => Flow::Return,
         (FlowControl::IndirectBranch, _) => Flow::Away,
         _ => Flow::Stop,
     }

@@ -81,12 +81,14 @@ impl Depths {
             if code.has(index + 1, BOUNDARY) {
                 return Proof::Never;
             }
+            // That both are the same proves nothing: what is behind a call that never returns may be another part
+            // of the same function.
             match (solution.value(index), solution.value(index + 1)) {
-                (Some(before), Some(behind)) if before == behind => Proof::Returns,
-                (Some(_), Some(_)) => Proof::Never,
+                (Some(before), Some(behind)) if before != behind => Proof::Never,
                 _ => Proof::Nothing,
             }
         });
+        spoil_entered(code, &lost, &mut solution);
         let first_by_call = solution.components();
         let mut depths = Self { solution, lost, first_by_call, groups: Vec::new() };
         depths.go_through_calls(code);
@@ -308,6 +310,21 @@ impl Depths {
         let is_call = code.insn(from).is_some_and(|insn| insn.flow == Flow::Call);
         let both_lost = self.is_lost(from) && self.is_lost(to);
         !code.has(to, ENTRY) && (!is_call || self.returns(code, from) || both_lost && goes_on(code, from))
+    }
+}
+
+/// What seems to be called and is also gone on to with something on the stack is no beginning of a function, or
+/// what is before it is no code.
+fn spoil_entered(code: &Code, lost: &[bool], solution: &mut Solution) {
+    let rules = DepthRules { code, lost };
+    for index in (1..code.len()).filter(|index| code.has(*index, ENTRY)) {
+        let before = index - 1;
+        let goes_on = code.insn(before).is_some_and(|insn| matches!(insn.flow, Flow::Next | Flow::Branch));
+        let depth = solution.raw(before).filter(|_| goes_on).and_then(|depth| rules.forward(before, depth));
+        if depth.is_some_and(|depth| depth != 0) {
+            solution.spoil_at(before);
+            solution.spoil_at(index);
+        }
     }
 }
 

@@ -85,12 +85,12 @@ impl Analysis {
         self.known.get(first..).unwrap_or_default().iter().take_while(move |known| known.start < end).copied()
     }
 
-    /// What begins at each byte from `start` on.
-    pub(crate) fn marks(&self, start: u64) -> &[u8] {
-        let after = self.marks.partition_point(|(from, _marks)| *from <= start);
+    /// What begins at a byte.
+    pub(crate) fn marks(&self, address: u64) -> u8 {
+        let after = self.marks.partition_point(|(from, _marks)| *from <= address);
         let piece = after.checked_sub(1).and_then(|index| self.marks.get(index));
-        let rest = piece.and_then(|(from, marks)| marks.get(usize::try_from(start - from).ok()?..));
-        rest.unwrap_or_default()
+        let mark = piece.and_then(|(from, marks)| marks.get(usize::try_from(address - from).ok()?));
+        mark.copied().unwrap_or(0)
     }
 
     fn add(&mut self, pieces: &[Region<'_>], starts: &Starts) {

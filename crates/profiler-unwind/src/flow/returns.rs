@@ -6,23 +6,18 @@ use super::solve::falls;
 /// What one call shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proof {
-    Returns,
     Never,
     Nothing,
 }
 
 /// Marks the calls that do not return: those of functions from whose beginning no way leads to a return, and
-/// those of which another call shows that nothing returns to it. Marks those that do.
+/// those of which another call shows that nothing returns to it. Marks those that do: they reach a return.
 pub(super) fn mark(code: &mut Code, proof: impl Fn(&Code, u32) -> Proof) {
     let calls = std::mem::take(&mut code.calls);
     for calls in calls.chunk_by(|one, other| one.0 == other.0) {
-        let shows = |code: &Code, what: Proof| calls.iter().any(|(_callee, from)| proof(code, *from) == what);
-        let flag = match (shows(code, Proof::Never), shows(code, Proof::Returns)) {
-            (true, _) => NEVER,
-            (false, true) => RETURNS,
-            (false, false) => 0,
-        };
-        calls.iter().for_each(|(_callee, from)| code.mark(*from, flag));
+        if calls.iter().any(|(_callee, from)| proof(code, *from) == Proof::Never) {
+            calls.iter().for_each(|(_callee, from)| code.mark(*from, NEVER));
+        }
     }
     let mut named: Vec<u32> = calls.iter().map(|(_callee, from)| *from).collect();
     named.sort_unstable();
