@@ -210,6 +210,11 @@ impl Session {
         self.counters.total(Counter::SamplesDelivered).unwrap_or(0)
     }
 
+    /// Has processes that ended kept until the recording ends.
+    pub(crate) fn keep_ended(&mut self) {
+        self.tracker.keeps_ended = true;
+    }
+
     /// What is known of processes and what they have mapped.
     pub(crate) const fn tracker(&self) -> &Tracker {
         &self.tracker

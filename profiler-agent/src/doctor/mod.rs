@@ -126,6 +126,7 @@ async fn sample(named: Pid, options: &Record) -> Result<Sampled, RecordError> {
     let mut signals = Signals::new().map_err(RecordError::Signals)?;
     record::raise_open_files();
     let (mut session, started_ns) = record::start(options, None).await?;
+    session.keep_ended();
     let _for_whatever_reason = record::wait_for_end(&mut session, options, None, &mut signals).await?;
     let mut family = family::members(session.tracker(), named);
     let code = code::of_processes(session.tracker(), family.iter().map(|member| Pid(member.pid)));
@@ -136,7 +137,7 @@ async fn sample(named: Pid, options: &Record) -> Result<Sampled, RecordError> {
     }
     let profile = record::finish(session, started_ns, &mut signals).await?;
     family::count(&mut family, &profile);
-    let works = family::who_works(named, &family);
+    let works = family::who_works(named, family.get(..family::MOST_TOLD).unwrap_or(&family));
     let generated = told.into_iter().find(|(pid, _generated)| *pid == works);
     Ok(Sampled { profile, code, generated: generated.unwrap_or_default().1, family })
 }

@@ -174,7 +174,7 @@ pub(crate) struct Executables {
     /// Files that could not be opened, with their paths: another file may get the number.
     unreadable: HashMap<(FileId, String), FileKey>,
     /// Files of mappings that are not applied yet.
-    early: HashMap<(Pid, VirtualAddress, FileId), FileKey>,
+    early: HashMap<(Pid, VirtualAddress, FileId), Early>,
     /// Root directories of processes.
     roots: HashMap<Identity, Weak<OwnedFd>>,
     vdso: Option<FileKey>,
@@ -185,6 +185,13 @@ pub(crate) const ANONYMOUS: FileKey = FileKey(0);
 
 /// Such memory with CPython's trampolines: they have a table of their own.
 pub(super) const TRAMPOLINES: FileKey = FileKey(1);
+
+/// A file that was opened before its mapping was applied.
+#[derive(Debug)]
+struct Early {
+    key: FileKey,
+    is_old: bool,
+}
 
 /// Files that are opened early at a time, at most: the others are opened when their turn comes.
 const MOST_EARLY: usize = 4096;
@@ -263,8 +270,8 @@ impl Executables {
             }
             _ => {}
         }
-        if let Some(key) = self.early.remove(&(pid, mapping.start, mapping.file)) {
-            return Found::Known(key);
+        if let Some(early) = self.early.remove(&(pid, mapping.start, mapping.file)) {
+            return Found::Known(early.key);
         }
         if let Some(key) = self.by_number(mapping.file) {
             return Found::Known(key);
@@ -289,11 +296,11 @@ impl Executables {
         match open(pid, mapping) {
             Opened::File(file) => match self.opened(pid, mapping, file) {
                 Found::Known(key) => {
-                    self.early.insert(at, key);
+                    self.early.insert(at, Early { key, is_old: false });
                     None
                 }
                 Found::New(key) => {
-                    self.early.insert(at, key);
+                    self.early.insert(at, Early { key, is_old: false });
                     Some(key)
                 }
                 Found::Unreadable(_) | Found::Nothing => None,
@@ -302,9 +309,10 @@ impl Executables {
         }
     }
 
-    /// Forgets which files were opened early: their mappings are applied by now.
+    /// Forgets which files were opened early before the last time that this was asked for: their mappings are
+    /// applied by now.
     pub(crate) fn forget_early(&mut self) {
-        self.early.clear();
+        self.early.retain(|_mapping, early| !std::mem::replace(&mut early.is_old, true));
     }
 
     fn open(&mut self, pid: Pid, mapping: &Mapping) -> Found {

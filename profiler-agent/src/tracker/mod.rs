@@ -95,6 +95,8 @@ pub(crate) struct Tracker {
     /// Tables that wait for the rows that others gave up for them: no more than are built at once.
     held: Vec<(FileKey, UnwindTable)>,
     pub(crate) cache: Option<TableCache>,
+    /// Ended processes are kept to the end: for somebody who looks for a few seconds and asks then who they were.
+    pub(crate) keeps_ended: bool,
     pub(crate) counts: Counts,
 }
 
@@ -113,6 +115,7 @@ impl Tracker {
             wanted: VecDeque::new(),
             held: Vec::new(),
             cache: None,
+            keeps_ended: false,
             counts: Counts::default(),
         };
         tracker.place_tables_of_generated_code();
@@ -301,6 +304,10 @@ impl Tracker {
             self.placement.release_slot(previous.slot, clock::monotonic());
             process.succeed(previous, time);
         }
+        if time <= self.applied_up_to {
+            // Threads that it began may have been told of already.
+            process.lose_count_of_threads();
+        }
         self.processes.insert(child, process);
     }
 
@@ -363,7 +370,8 @@ impl Tracker {
         self.executables.forget_early();
         self.confirm_execs(now);
         let over = |since: MonotonicNs| now.0.saturating_sub(since.0) > GRACE_NS;
-        let unneeded = |ended: MonotonicNs| now.0.saturating_sub(ended.0) > ENDED_GRACE_NS && ended < needed_from;
+        let grace_ns = if self.keeps_ended { u64::MAX } else { ENDED_GRACE_NS };
+        let unneeded = |ended: MonotonicNs| now.0.saturating_sub(ended.0) > grace_ns && ended < needed_from;
         let ended: Vec<Pid> = self
             .processes
             .values()

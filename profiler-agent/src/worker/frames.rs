@@ -52,7 +52,8 @@ fn find_in(wanted: &DebugFile, ask: Ask<'_>, is_it: impl Fn(&OwnedFd, &Debug<'_>
     (0..MOST_CANDIDATES).map_while(|candidate| ask(wanted, candidate)).find_map(|(path, file)| {
         let pieces = ReadCache::new(Pieces::of(&file)?);
         let debug = Elf::parse(&pieces).ok()?;
-        let bytes = if is_it(&file, &debug) { section(&debug) } else { None };
+        // A file without it is not read to its end for a checksum.
+        let bytes = if has_section(&debug, SECTION) && is_it(&file, &debug) { section(&debug) } else { None };
         Some(Frames { bytes: bytes?, path })
     })
 }
