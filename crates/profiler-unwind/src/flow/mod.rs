@@ -11,7 +11,7 @@ pub(crate) use decode::Region;
 use decode::{BOUNDARY, Code, FILLER};
 use depth::{Depths, WORD};
 use frame::Frames;
-use profiler_common::row::{BASE_FP, MAX_CFA_OFFSET_BY_8, Rule};
+use profiler_common::row::{BASE_FP, MAX_CFA_OFFSET_BY_8, Rule, SLOT_UNKNOWN};
 use saved::SavedRegister;
 
 /// Code that is looked at in one piece: what there is in memory meanwhile is some 20 times as much.
@@ -104,7 +104,9 @@ impl Analysis {
         for index in 0..code.len() {
             let Some(insn) = code.insn(index) else { continue };
             let start = first.start + u64::from(insn.at);
+            // Where the caller's rbp is not known, a step by the frame pointer leads further, if there is one.
             let rule = base(&depths, &frames, index)
+                .filter(|_base| rbp.slot(index) != SLOT_UNKNOWN)
                 .map(|(flags, offset)| Rule::x86_64(flags, rbp.slot(index), offset).with_rbx(rbx.slot(index)));
             self.push(
                 Known { start, end: start + u64::from(insn.length), rule: Rule::END },
