@@ -71,8 +71,11 @@ counters! {
     LostUndecodable Lost "lost_undecodable";
     /// Samples that waited for an unwind table when too many were waiting: written with the frames they had.
     WaitingOverflow Event "waiting_overflow";
-    /// Sideband records (mmap, exec, fork, exit) that the kernel dropped: /proc was read again.
+    /// Sideband records (mmap, exec, fork, exit) that the kernel said it dropped: /proc was read again. It says
+    /// so with the next record of the same CPU that fits.
     SidebandLost Event "sideband_lost";
+    /// How often a ring of sideband records was found full or damaged: /proc was read again.
+    SidebandFull Event "sideband_full";
     /// Sideband records that came when later ones were applied: samples in between may miss a mapping.
     SidebandLate Event "sideband_late";
     /// Samples taken that nothing else tells of: a mistake of the profiler.

@@ -145,7 +145,7 @@ fn records_of_short_lives_are_lost() {
     running.signal(Signal::CONT);
     let profile = running.profile();
     println!("{:?}", profile.quality);
-    assert!(profile.figure("sideband_lost") > 0, "{:?}", profile.quality);
+    assert!(profile.figure("sideband_full") > 0, "{:?}", profile.quality);
     for (process, _functions) in WORK {
         check_own_stacks(&profile, process);
     }

@@ -185,7 +185,7 @@ fn lost_records_of_mappings() {
     running.signal(Signal::CONT);
     let profile = running.profile();
     println!("{:?}", profile.quality);
-    assert!(profile.figure("sideband_lost") > 0, "{:?}", profile.quality);
+    assert!(profile.figure("sideband_full") > 0, "{:?}", profile.quality);
     let before = from_main(&["host_leaf"]);
     let after = from_main(&["call", "plugin_entry", "plugin_middle", "plugin_leaf"]);
     profile.check_chains("host", &[&before, &after], LEAST);

@@ -228,6 +228,7 @@ impl Tracker {
         match event.kind {
             SidebandKind::Lost { count } => return self.counts.add(Counter::SidebandLost, count),
             SidebandKind::Gap => {
+                self.counts.add(Counter::SidebandFull, 1);
                 let since = time.max(self.applied_up_to);
                 self.gap_since = Some(self.gap_since.map_or(since, |earlier| earlier.min(since)));
                 return;
