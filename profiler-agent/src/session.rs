@@ -55,12 +55,6 @@ const SETTLE_NS: u64 = 5_000_000;
 /// How often what is no longer needed is given back.
 const TIDY_NS: u64 = 1_000_000_000;
 
-/// How long sideband records may gather before they are read: one exec makes dozens.
-const REST: Duration = Duration::from_millis(10);
-
-/// How long records gather before the first one is read: those of an exec come within that.
-const GATHER: Duration = Duration::from_millis(2);
-
 /// How long tables, and then symbols, may still be waited for when sampling is over.
 const FINISH: Duration = Duration::from_secs(60);
 
@@ -233,26 +227,18 @@ impl Session {
     /// Moves data until `stop` is over.
     pub(crate) async fn run_until<T>(&mut self, stop: impl Future<Output = T>) -> T {
         let mut stop = std::pin::pin!(stop);
-        let (mut rested, mut gathering) = (Instant::now(), false);
         loop {
-            let (wake, due) = (&self.wake, gathering || !self.events.is_empty());
-            let woken = async move {
-                sleep_until(rested).await;
-                if !due {
-                    wake.woken().await;
-                }
-            };
             tokio::select! {
                 biased;
+                // The most frequent one goes first: to ask the others costs as much as to drain a ring.
+                () = self.wake.due(&self.sideband) => {
+                    self.drain();
+                    if self.events.is_empty() {
+                        self.wake.calm();
+                    }
+                }
                 result = &mut stop => return result,
                 () = sleep_until(self.next_tick) => self.tick(),
-                () = woken => {
-                    gathering = !due;
-                    if due {
-                        self.drain();
-                    }
-                    rested = Instant::now() + if due { REST } else { GATHER };
-                }
                 reply = self.tables_worker.next_reply() => self.answered(reply),
                 reply = self.symbols_worker.next_reply() => self.answered(reply),
                 reply = self.generated_worker.next_reply() => self.answered(reply),

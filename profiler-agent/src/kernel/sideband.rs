@@ -162,6 +162,13 @@ impl Sideband {
         self.rings.iter().map(|ring| ring.memory.length_words() * 8).sum()
     }
 
+    /// Whether records wait to be taken.
+    #[must_use]
+    pub fn has_records(&self) -> bool {
+        let word = |ring: &Ring, index| ring.memory.word(index).map(|word| word.load(Ordering::Acquire));
+        self.rings.iter().any(|ring| word(ring, DATA_HEAD) != word(ring, DATA_TAIL))
+    }
+
     /// Takes what waits in all rings; in order within each CPU only.
     pub fn drain(&mut self, into: &mut Vec<SidebandEvent>) {
         for ring in &mut self.rings {
