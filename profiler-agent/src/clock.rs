@@ -23,6 +23,15 @@ pub(crate) fn unix_ns() -> u64 {
     nanoseconds(clock_gettime(ClockId::Realtime))
 }
 
+/// When it was that time, in seconds and ns since 1970-01-01 UTC, on the clock of samples: as if that clock had never
+/// been set since then.
+#[must_use]
+pub(crate) fn monotonic_at(seconds: i64, nanoseconds: u64) -> MonotonicNs {
+    let (unix, monotonic) = (i128::from(unix_ns()), i128::from(monotonic().0));
+    let age_ns = unix - (i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds));
+    MonotonicNs(u64::try_from((monotonic - age_ns).max(0)).unwrap_or(u64::MAX))
+}
+
 /// CPU time of this thread, which other programs of a busy machine do not make longer.
 #[must_use]
 pub(crate) fn thread_cpu_time() -> Duration {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
 
 use rustix::process::Signal;
@@ -125,6 +126,29 @@ fn process_ids_that_are_used_again() {
     for (process, _functions) in WORK {
         let share = check_own_stacks(&profile, process);
         assert!(share.part() >= 0.95, "{process}: {share:?} {:?}", profile.quality);
+    }
+}
+
+/// Both programs are written into the same file in turn, each when the one before has ended. What can't be read any more
+/// is cut.
+#[test]
+fn programs_written_over_each_other() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let file = lab.copy("brief", folder.path(), "brief");
+    fs::hard_link(&file, folder.path().join("become")).unwrap();
+    let [brief, other] = ["brief", "become"].map(|name| lab.workload(name));
+    let script = format!(
+        "cd {}; for life in $(seq 120); do \
+         cat {} >brief; ./brief 5; cat {} >become; ./become 5; done; :",
+        folder.path().display(),
+        brief.display(),
+        other.display()
+    );
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    for (process, _functions) in WORK {
+        let share = check_own_stacks(&profile, process);
+        assert!(share.part() >= 0.1, "{process}: {share:?} {:?}", profile.quality);
     }
 }
 

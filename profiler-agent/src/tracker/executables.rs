@@ -11,9 +11,10 @@ use profiler_common::search::{Extent, last_at_most};
 use profiler_common::step::NoBarrier;
 use profiler_unwind::{Segment, bias_of_mapping};
 
-use super::open::{Opened, Root, copy_of_vdso, leads_to, open, root_seen_by};
-use super::process::JitDump;
+use super::open::{Opened, Root, copy_of_vdso, is_mapped, leads_to, open, root_seen_by, unchanged_since};
+use super::process::{JitDump, NEVER};
 use super::trampoline;
+use crate::clock;
 use crate::debug_files::Place;
 use crate::kernel::Tables;
 use crate::kernel::sideband::{FileId, Mapping};
@@ -83,6 +84,8 @@ pub(crate) struct Executable {
     /// Since when no process has it mapped.
     pub(crate) idle_since: Option<MonotonicNs>,
     identity: Option<Identity>,
+    /// From when and up to when the file is known to have been what `identity` says.
+    known: Cell<(MonotonicNs, MonotonicNs)>,
 }
 
 impl Identity {
@@ -96,6 +99,20 @@ impl Identity {
             modified: (stat.st_mtime, stat.st_mtime_nsec),
         })
     }
+
+    /// From when on what a process has mapped since `at` is this, as it was found a moment ago; `None` when that may have
+    /// been written there later.
+    fn holds_from(&self, at: MonotonicNs, pid: Pid, mapping: &Mapping) -> Option<MonotonicNs> {
+        let since = unchanged_since(self.changed);
+        if since < at {
+            return Some(since);
+        }
+        let on_our_clock = |(seconds, nanoseconds)| clock::monotonic_at(seconds, nanoseconds);
+        let changed = on_our_clock(self.changed);
+        let is_written_later = changed > at && changed <= clock::monotonic() && on_our_clock(self.modified) > at;
+        // A program can't be written to while it runs; of a library the process sees what is written to it.
+        (!is_written_later && is_mapped(pid, mapping)).then_some(at)
+    }
 }
 
 impl Executable {
@@ -104,9 +121,18 @@ impl Executable {
         self.place.clone().unwrap_or_default()
     }
 
-    /// Whether the open file is still what it was when its table was built.
-    fn is_unchanged(&self) -> bool {
-        self.identity.is_some() && self.file.as_ref().and_then(Identity::of) == self.identity
+    /// Whether the open file was `at` that time what it was when it was opened.
+    fn is_unchanged(&self, at: MonotonicNs) -> bool {
+        let (since, until) = self.known.get();
+        if at < since || at <= until {
+            return at >= since;
+        }
+        let now = clock::monotonic();
+        let unchanged = self.identity.is_some() && self.file.as_ref().and_then(Identity::of) == self.identity;
+        if unchanged {
+            self.known.set((since, now));
+        }
+        unchanged
     }
 
     /// Whether the open file has other contents than it had when it was opened: what is read of it now is not
@@ -252,6 +278,7 @@ impl Executables {
             last_used: Cell::new(MonotonicNs(0)),
             idle_since: None,
             identity,
+            known: Cell::new((NEVER, MonotonicNs(0))),
         });
         if let Some(identity) = identity {
             self.by_identity.insert(identity, key);
@@ -259,8 +286,8 @@ impl Executables {
         key
     }
 
-    /// The file of a mapping, opened if it has to be.
-    pub(crate) fn find(&mut self, pid: Pid, mapping: &Mapping) -> Found {
+    /// The file of a mapping that was there `at` that time, opened if it has to be.
+    pub(crate) fn find(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Found {
         match mapping.path.to_str() {
             Some("[vdso]") => return self.find_vdso(),
             Some("[vsyscall]" | "[uprobes]" | "[sigpage]") => return Found::Nothing,
@@ -273,34 +300,38 @@ impl Executables {
         if let Some(early) = self.early.remove(&(pid, mapping.start, mapping.file)) {
             return Found::Known(early.key);
         }
-        if let Some(key) = self.by_number(mapping.file) {
+        if let Some(key) = self.by_number(mapping.file, at) {
             return Found::Known(key);
         }
-        self.open(pid, mapping)
+        match open(pid, mapping, at) {
+            Opened::File(file) => self.opened(pid, mapping, file, at),
+            Opened::NoFile => Found::Known(ANONYMOUS),
+            Opened::Nothing => self.unreadable(mapping),
+        }
     }
 
-    /// The file that is known by this number, if that is still what it was.
-    fn by_number(&self, file: FileId) -> Option<FileKey> {
+    /// The file that is known by this number, if it was `at` that time what it is known as.
+    fn by_number(&self, file: FileId, at: MonotonicNs) -> Option<FileKey> {
         let key = *self.by_id.get(&file)?;
-        self.get(key).is_some_and(|known| known.place.is_some() && known.is_unchanged()).then_some(key)
+        self.get(key).is_some_and(|known| known.place.is_some() && known.is_unchanged(at)).then_some(key)
     }
 
     /// Opens the file of a mapping that is not applied yet: the process may soon be gone, and the file
     /// removed. Returns it when it is new.
-    pub(crate) fn open_early(&mut self, pid: Pid, mapping: &Mapping) -> Option<FileKey> {
+    pub(crate) fn open_early(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Option<FileKey> {
         let of_file = mapping.file.inode != 0 && !tells_of_jitdump(mapping);
-        if !of_file || self.early.len() >= MOST_EARLY || self.by_number(mapping.file).is_some() {
+        if !of_file || self.early.len() >= MOST_EARLY || self.by_number(mapping.file, at).is_some() {
             return None;
         }
-        let at = (pid, mapping.start, mapping.file);
-        match open(pid, mapping) {
-            Opened::File(file) => match self.opened(pid, mapping, file) {
+        let place = (pid, mapping.start, mapping.file);
+        match open(pid, mapping, at) {
+            Opened::File(file) => match self.opened(pid, mapping, file, at) {
                 Found::Known(key) => {
-                    self.early.insert(at, Early { key, is_old: false });
+                    self.early.insert(place, Early { key, is_old: false });
                     None
                 }
                 Found::New(key) => {
-                    self.early.insert(at, Early { key, is_old: false });
+                    self.early.insert(place, Early { key, is_old: false });
                     Some(key)
                 }
                 Found::Unreadable(_) | Found::Nothing => None,
@@ -315,17 +346,10 @@ impl Executables {
         self.early.retain(|_mapping, early| !std::mem::replace(&mut early.is_old, true));
     }
 
-    fn open(&mut self, pid: Pid, mapping: &Mapping) -> Found {
-        let file = match open(pid, mapping) {
-            Opened::File(file) => file,
-            Opened::NoFile => return Found::Known(ANONYMOUS),
-            Opened::Nothing => return self.unreadable(mapping),
-        };
-        self.opened(pid, mapping, file)
-    }
-
-    fn opened(&mut self, pid: Pid, mapping: &Mapping, file: OwnedFd) -> Found {
+    fn opened(&mut self, pid: Pid, mapping: &Mapping, file: OwnedFd, at: MonotonicNs) -> Found {
+        let now = clock::monotonic();
         let Some(identity) = Identity::of(&file) else { return self.unreadable(mapping) };
+        let Some(since) = identity.holds_from(at, pid, mapping) else { return self.unreadable(mapping) };
         let file = Arc::new(file);
         let place = self.place_of(pid, mapping, &file);
         let found = match self.by_identity.get(&identity).copied() {
@@ -353,8 +377,13 @@ impl Executables {
                 Found::New(key)
             }
         };
-        if let (true, Found::Known(key) | Found::New(key)) = (is_unique(mapping.file), &found) {
-            self.by_id.insert(mapping.file, *key);
+        let (Found::Known(key) | Found::New(key)) = found else { return found };
+        if let Some(executable) = self.get(key) {
+            let (earlier, later) = executable.known.get();
+            executable.known.set((since.min(earlier), now.max(later)));
+        }
+        if is_unique(mapping.file) {
+            self.by_id.insert(mapping.file, key);
         }
         found
     }
@@ -385,7 +414,7 @@ impl Executables {
 
     /// Opens what a process mapped to tell where its jitdump is.
     pub(super) fn open_jitdump(pid: Pid, mapping: &Mapping, since: MonotonicNs) -> Option<JitDump> {
-        let Opened::File(file) = open(pid, mapping) else { return None };
+        let Opened::File(file) = open(pid, mapping, since) else { return None };
         Some(JitDump { id: mapping.file, file: Arc::new(file), path: shown_path(mapping), since })
     }
 
@@ -503,13 +532,61 @@ mod tests {
         let is_there =
             |place: &Place| place.path == shown_path(mapping) && place.root.as_ref().and_then(Identity::of) == identity;
         let mut executables = Executables::new();
-        let Found::New(key) = executables.find(pid, mapping) else { panic!("it is new") };
+        let Found::New(key) = executables.find(pid, mapping, clock::monotonic()) else { panic!("it is new") };
         assert!(is_there(&executables.get(key).unwrap().place()));
         executables.close(key);
         let closed = executables.get(key).unwrap().place();
         assert!(closed.path.is_empty() && closed.root.is_none(), "its path leads elsewhere here: {closed:?}");
-        assert!(matches!(executables.find(pid, mapping), Found::Known(known) if known == key));
+        assert!(matches!(executables.find(pid, mapping, clock::monotonic()), Found::Known(known) if known == key));
         assert!(is_there(&executables.get(key).unwrap().place()), "opened again");
+    }
+
+    /// Runs a program and returns its first mapping and when it was seen.
+    fn started(program: &std::path::Path) -> (Running, Pid, Mapping, MonotonicNs) {
+        let child = Command::new(program).arg("600").spawn().unwrap();
+        let pid = Pid(child.id());
+        let running = Running(child);
+        let of_program = |mapping: &Mapping| std::path::Path::new(&mapping.path) == program;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let mappings = proc_fs::executable_mappings(pid).unwrap();
+            if let Some(mapping) = mappings.into_iter().find(of_program) {
+                return (running, pid, mapping, clock::monotonic());
+            }
+            assert!(Instant::now() < deadline, "{} did not start", program.display());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn what_was_written_into_a_file_later_is_not_what_ran() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: map_files needs CAP_CHECKPOINT_RESTORE");
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let program = fs::canonicalize(scratch.path()).unwrap().join("program");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let (running, ended, of_ended, then) = started(&program);
+        drop(running);
+        // Times of files are coarse.
+        while clock::monotonic().0 < then.0 + 20_000_000 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // Into the same inode.
+        let other = [fs::read("/bin/sleep").unwrap(), vec![0]].concat();
+        fs::write(&program, other).unwrap();
+        let (_running, pid, mapping, now) = started(&program);
+        assert_eq!(mapping.file, of_ended.file);
+        let mut executables = Executables::new();
+        let is_new = |found| if let Found::New(key) = found { Some(key) } else { None };
+        let key = is_new(executables.find(pid, &mapping, now)).unwrap();
+        assert!(matches!(executables.find(ended, &of_ended, then), Found::Unreadable(other) if other != key));
+        assert!(matches!(executables.find(pid, &mapping, now), Found::Known(known) if known == key));
+        // The process has it mapped now, but has had it mapped since before it was written.
+        assert!(matches!(executables.find(pid, &mapping, then), Found::Known(known) if known != key));
+        let later = MonotonicNs(now.0 + 1_000_000_000);
+        assert!(matches!(executables.find(Pid(u32::MAX), &mapping, later), Found::Known(known) if known == key));
     }
 
     #[test]
@@ -518,7 +595,7 @@ mod tests {
         let mappings = proc_fs::executable_mappings(us).unwrap();
         let mapping = mappings.iter().find(|mapping| mapping.file.inode != 0).unwrap();
         let mut executables = Executables::new();
-        let Found::New(key) = executables.find(us, mapping) else { panic!("it is new") };
+        let Found::New(key) = executables.find(us, mapping, clock::monotonic()) else { panic!("it is new") };
         executables.close(key);
         let place = executables.get(key).unwrap().place();
         assert!(place.path == shown_path(mapping) && place.root.is_none(), "{place:?}");

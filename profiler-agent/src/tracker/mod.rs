@@ -210,7 +210,7 @@ impl Tracker {
         for event in events.iter().filter(|event| event.time > until) {
             if let SidebandKind::Mapped(mapping) = &event.kind
                 && (self.interest.holds(event.pid) || self.followed.contains(event.pid))
-                && let Some(key) = self.executables.open_early(event.pid, mapping)
+                && let Some(key) = self.executables.open_early(event.pid, mapping, event.time)
                 && self.has_room_in_advance()
             {
                 self.ask(key);
@@ -317,7 +317,8 @@ impl Tracker {
         if executables::tells_of_jitdump(mapping) {
             return self.note_jitdump(pid, mapping, since);
         }
-        let Some(file) = self.file_of(pid, mapping, eager) else { return };
+        let at = if since == ALWAYS { clock::monotonic() } else { since };
+        let Some(file) = self.file_of(pid, mapping, at, eager) else { return };
         if let Some(process) = self.processes.get_mut(&pid)
             && !process.map((mapping.start, mapping.end), mapping.file_offset, file, since)
             && !std::mem::replace(&mut process.table_lacking, true)
@@ -334,9 +335,9 @@ impl Tracker {
         }
     }
 
-    /// The file of a mapping; `None` where no user code is.
-    fn file_of(&mut self, pid: Pid, mapping: &Mapping, eager: bool) -> Option<FileKey> {
-        let key = match self.executables.find(pid, mapping) {
+    /// The file of a mapping that was there `at` that time; `None` where no user code is.
+    fn file_of(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs, eager: bool) -> Option<FileKey> {
+        let key = match self.executables.find(pid, mapping, at) {
             Found::Known(key) => key,
             Found::New(key) => {
                 if eager && self.has_room_in_advance() {

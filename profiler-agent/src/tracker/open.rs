@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
-use profiler_common::address::{Pid, VirtualAddress};
+use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use crate::clock;
 use crate::kernel::sideband::{FileId, Mapping};
 use crate::proc_fs;
 
@@ -22,13 +23,28 @@ pub(super) enum Opened {
     Nothing,
 }
 
-/// Opens the very file that is mapped; by its path only when the process is gone, and then only if
-/// it is that inode and was not changed since.
+/// Opens the very file that is mapped, or was `at` that time; by its path only when the process is gone, and then
+/// only if it is that inode and was not changed since.
 ///
 /// Paths are the observed process's choice, and to open some things does harm: a FIFO wakes who
 /// writes to it, a watchdog device arms a reboot. So only what turned out to be the regular file that
 /// is wanted is opened for more than a look at its inode (`O_PATH`).
-pub(super) fn open(pid: Pid, mapping: &Mapping) -> Opened {
+pub(super) fn open(pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Opened {
+    if let Some((file, stat)) = mapped(pid, mapping) {
+        return if is_regular(&stat) { reopen(&file) } else { Opened::NoFile };
+    }
+    let roots = [format!("/proc/{pid}/root"), "/".to_owned()];
+    let found = roots.iter().find_map(|root| find_in(root, mapping, at));
+    found.map_or(Opened::Nothing, |file| reopen(&file))
+}
+
+/// Whether the process has the file mapped there now.
+pub(super) fn is_mapped(pid: Pid, mapping: &Mapping) -> bool {
+    mapped(pid, mapping).is_some()
+}
+
+/// The inode that the process has mapped there now, if it is that of the mapping.
+fn mapped(pid: Pid, mapping: &Mapping) -> Option<(OwnedFd, Stat)> {
     let linked = |thread: Pid, start: VirtualAddress, end: VirtualAddress| {
         let link = format!("/proc/{thread}/map_files/{:x}-{:x}", start.0, end.0);
         let (file, stat) = look_at(rustix::fs::open(link, LOOK, Mode::empty()))?;
@@ -43,13 +59,7 @@ pub(super) fn open(pid: Pid, mapping: &Mapping) -> Opened {
         let same = |known: &&Mapping| known.start == mapping.start && known.file.inode == mapping.file.inode;
         now.iter().find(same).and_then(|known| linked(proc_fs::living_thread(pid)?, known.start, known.end))
     };
-    let found = mapped_in(pid).or_else(|| mapped_in(other_thread()?)).or_else(by_what_is_left);
-    if let Some((file, stat)) = found {
-        return if is_regular(&stat) { reopen(&file) } else { Opened::NoFile };
-    }
-    let roots = [format!("/proc/{pid}/root"), "/".to_owned()];
-    let found = roots.iter().find_map(|root| find_in(root, mapping));
-    found.map_or(Opened::Nothing, |file| reopen(&file))
+    mapped_in(pid).or_else(|| mapped_in(other_thread()?)).or_else(by_what_is_left)
 }
 
 /// What opening somebody's file came to.
@@ -177,12 +187,13 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 /// The file that a mapping's path leads to below `root`, if it is that file. The kernel makes such
 /// paths without symbolic links, so one that has some by now leads elsewhere.
-fn find_in(root: &str, mapping: &Mapping) -> Option<OwnedFd> {
+fn find_in(root: &str, mapping: &Mapping, at: MonotonicNs) -> Option<OwnedFd> {
     let path = Path::new(&mapping.path).strip_prefix("/").ok()?;
     let root = rustix::fs::open(root, LOOK | OFlags::DIRECTORY, Mode::empty()).ok()?;
     let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let (file, stat) = look_at(rustix::fs::openat2(root, path, LOOK | OFlags::NOFOLLOW, Mode::empty(), beneath))?;
-    (is_regular(&stat) && is_same(&stat, mapping.file) && !just_changed(&stat)).then_some(file)
+    let since = unchanged_since((stat.st_ctime, stat.st_ctime_nsec));
+    (is_regular(&stat) && is_same(&stat, mapping.file) && since < at).then_some(file)
 }
 
 fn look_at(file: rustix::io::Result<OwnedFd>) -> Option<(OwnedFd, Stat)> {
@@ -210,11 +221,13 @@ fn is_same(stat: &Stat, file: FileId) -> bool {
     stat.st_ino == file.inode && (!comparable || (major, minor) == (file.device_major, file.device_minor))
 }
 
-/// Whether the file was made or changed in the last moment: perhaps after it was mapped.
-fn just_changed(stat: &Stat) -> bool {
-    const MOMENT_S: i64 = 2;
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
-    stat.st_ctime > now - MOMENT_S
+/// Times of files are those of the last timer interrupt (`current_time` in linux/fs/inode.c), of which there are at
+/// least 100 a second.
+const FILE_TIME_NS: u64 = 10_000_000;
+
+/// From when on a file surely has been what it is that was last changed (ctime) at that time, in seconds and ns.
+pub(super) fn unchanged_since((seconds, nanoseconds): (i64, u64)) -> MonotonicNs {
+    MonotonicNs(clock::monotonic_at(seconds, nanoseconds).0.saturating_add(FILE_TIME_NS))
 }
 
 pub(super) fn copy_of_vdso() -> Option<OwnedFd> {
@@ -276,7 +289,7 @@ mod tests {
     }
 
     fn is_opened(mapping: &Mapping) -> bool {
-        matches!(open(Pid(std::process::id()), mapping), Opened::File(_))
+        matches!(open(Pid(std::process::id()), mapping, clock::monotonic()), Opened::File(_))
     }
 
     #[test]
@@ -323,9 +336,9 @@ mod tests {
         let through = format!("/folder{}", path.display());
         let up = format!("/{}{}", "../".repeat(40), path.display());
         for inside in ["/absolute", &through, &up] {
-            assert!(find_in(root, &mapping(inside, &metadata)).is_none(), "{inside}");
+            assert!(find_in(root, &mapping(inside, &metadata), clock::monotonic()).is_none(), "{inside}");
         }
-        assert!(find_in("/", &mapping(&path, &metadata)).is_some());
+        assert!(find_in("/", &mapping(&path, &metadata), clock::monotonic()).is_some());
     }
 
     #[test]

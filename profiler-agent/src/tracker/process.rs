@@ -15,7 +15,7 @@ use crate::worker::FileKey;
 
 /// Times before any sample, and after all.
 pub(crate) const ALWAYS: MonotonicNs = MonotonicNs(0);
-const NEVER: MonotonicNs = MonotonicNs(u64::MAX);
+pub(super) const NEVER: MonotonicNs = MonotonicNs(u64::MAX);
 
 /// Mappings of code that a process can have here: more are left out, and counted. A range table holds
 /// a quarter of them. Generated code leaves room for that of files.

@@ -74,8 +74,10 @@ impl Tracker {
         for dump in &dumps {
             self.note_jitdump(pid, dump, lost_from);
         }
-        let mut found: Vec<(&Mapping, FileKey)> =
-            mappings.iter().filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, false)?))).collect();
+        let mut found: Vec<(&Mapping, FileKey)> = mappings
+            .iter()
+            .filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, scanned_at, false)?)))
+            .collect();
         found.sort_unstable_by_key(|(mapping, _file)| mapping.start);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.scanned_at = scanned_at;
