@@ -9,7 +9,7 @@ use profiler_common::row::Rule;
 
 use crate::bare_aarch64;
 use crate::crt;
-use crate::flow::{Analysis, BEGINS, BEGINS_FUNCTION, Known, ODD_FRAME};
+use crate::flow::{Analysis, BEGINS, BEGINS_FUNCTION, Known, MOVED, ODD_FRAME};
 use crate::segment::Arch;
 
 /// Bytes of code without CFI that are read in one file; what lies behind them goes by the frame
@@ -134,7 +134,8 @@ fn by_bytes<E>(
             current = nothing;
             at += 1;
         } else if let Some(distance) = prologue(code, at) {
-            if distance == 1 {
+            // Where rsp was moved before rbp is pushed, what is on top need not be the return address.
+            if distance == 1 && analysis.marks(address.saturating_sub(1)) & MOVED == 0 {
                 cover(address.saturating_sub(1), current)?;
                 cover(address, NO_FRAME)?;
                 cover(address.saturating_add(3), Rule::x86_64(0, 2, 2))?;

@@ -56,6 +56,15 @@ pub(crate) struct Section {
     pub(crate) size_bytes: u64,
     pub(crate) svma: Svma,
     pub(crate) compressed: bool,
+    /// `sh_link`: of a symbol table, the number of the section with its names.
+    link: u32,
+}
+
+/// `.symtab` or `.dynsym`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SymbolTable {
+    pub(crate) symbols: Section,
+    pub(crate) names: Section,
 }
 
 /// Which sections that name or describe code a file has, by its section headers. Empty ones do not count.
@@ -92,7 +101,7 @@ pub(crate) struct Elf {
     /// `.plt`, `.plt.got`, `.plt.sec`, ...: at most [`MAX_PLTS`], sorted by address; none overlap.
     pub(crate) plts: Vec<Section>,
     /// `.symtab` and `.dynsym`.
-    pub(crate) symbol_tables: Vec<Section>,
+    pub(crate) symbol_tables: Vec<SymbolTable>,
     /// `e_entry`, where programs begin; libraries have 0 there or some address.
     pub(crate) entry: Svma,
     /// Said to be a program, by its type or by naming its loader. Programs that need no loader and have
@@ -186,7 +195,7 @@ impl Elf {
         let Some((_, _, names)) = sections.get(usize::from(header.names_section)) else { return Ok(()) };
         let names = read_bytes(file, "the section names", names.file_offset, names.size_bytes, MAX_NAMES_BYTES)?;
         self.is_not_go = true;
-        for (name, kind, section) in sections {
+        for &(name, kind, section) in &sections {
             if kind == SHT_NOBITS || section.size_bytes == 0 {
                 continue;
             }
@@ -197,13 +206,13 @@ impl Elf {
                 b".go.buildinfo" | b".note.go.buildid" => self.is_not_go = false,
                 b".debug_frame" => self.debug_frame = Some(section),
                 b".plt" | b".iplt" => self.plts.push(section),
-                b".symtab" => {
-                    self.sections.symtab = true;
-                    self.symbol_tables.push(section);
-                }
-                b".dynsym" => {
-                    self.sections.dynsym = true;
-                    self.symbol_tables.push(section);
+                name @ (b".symtab" | b".dynsym") => {
+                    let is_symtab = name == b".symtab";
+                    self.sections.symtab |= is_symtab;
+                    self.sections.dynsym |= !is_symtab;
+                    let names = usize::try_from(section.link).ok().and_then(|link| sections.get(link));
+                    let names = names.map(|(_name, _kind, names)| *names);
+                    self.symbol_tables.extend(names.map(|names| SymbolTable { symbols: section, names }));
                 }
                 b".gnu_debugdata" => self.sections.gnu_debugdata = true,
                 b".debug_info" | b".zdebug_info" => self.sections.debug_info = true,
@@ -308,6 +317,7 @@ fn section_header(bytes: &[u8]) -> Option<(u32, u32, Section)> {
         size_bytes: u64_at(bytes, 32)?,
         svma: Svma(u64_at(bytes, 16)?),
         compressed: u64_at(bytes, 8)? & SHF_COMPRESSED != 0,
+        link: u32_at(bytes, 40)?,
     };
     Some((u32_at(bytes, 0)?, u32_at(bytes, 4)?, section))
 }

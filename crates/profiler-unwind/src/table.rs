@@ -298,8 +298,8 @@ impl<F: ReadAt> Builder<'_, F> {
             regions.push((start, bytes));
         }
         if !regions.is_empty() {
-            let starts = starts::read(self.file, elf);
             let regions: Vec<_> = regions.iter().map(|(start, bytes)| Region { start: *start, bytes }).collect();
+            let starts = starts::read(self.file, elf, &regions);
             self.analysis = Analysis::new(&regions, &starts);
         }
         Ok(())

@@ -108,7 +108,7 @@ impl Files<'_> {
         let popped = ours == 0 && by_rsp && i32::from(theirs) > cfi.x86_64_cfa_offset_by_8();
         if ours == SLOT_UNKNOWN {
             tally.rbp_unknown += 1;
-        } else if ours != theirs && !popped {
+        } else if ours != theirs && !popped && theirs != SLOT_UNKNOWN {
             tally.wrong.push(format!("{:#x}: rbp at {ours} words instead of {theirs}", at.0));
         }
     }

@@ -23,6 +23,8 @@ pub(super) enum Flow {
     Jump,
     /// With the caller.
     Return,
+    /// With the caller, and arguments are taken off the stack as well: the caller has another depth then.
+    ReturnMore,
     /// Somewhere: a jump to a computed address.
     Away,
     /// Nowhere: the end of execution, or no instruction.
@@ -83,10 +85,27 @@ pub(super) struct Place {
 pub(super) enum Rsp {
     /// So many bytes are added to the depth of the stack.
     Deeper(i32),
+    /// The word so many bytes above it is pushed. Where that is the return address, another frame begins: it is
+    /// how arguments are put on the stack before a jump to another function (V8).
+    PushAgain(i32),
+    /// A word is popped to a register that calls may change.
+    PopAway,
     /// It is set to rbp and so many bytes.
     FromFrame(i32),
     /// Something that is not known here.
     Lost,
+}
+
+impl Rsp {
+    /// How many bytes are added to the depth of the stack, if that is known.
+    pub(super) fn bytes(self) -> Option<i32> {
+        match self {
+            Self::Deeper(bytes) => Some(bytes),
+            Self::PushAgain(_) => Some(8),
+            Self::PopAway => Some(-8),
+            Self::FromFrame(_) | Self::Lost => None,
+        }
+    }
 }
 
 /// What an instruction does to rbp or rbx.
@@ -121,6 +140,22 @@ const IN_MEMORY: u64 = 1 << 63;
 /// The registers of [`Effect::uses`].
 const REGISTERS: [Register; 2] = [Register::RBP, Register::RBX];
 
+/// Those that calls may change (System V ABI, x86-64 supplement, figure 3.4).
+const CHANGED_BY_CALLS: [Register; 9] = [
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+];
+
+/// The longest loop that pushes, in instructions.
+const LOOP_INSTRUCTIONS: u32 = 32;
+
 /// The instructions of a piece of code, one after the other.
 pub(super) struct Code {
     pub(super) insns: Vec<Insn>,
@@ -153,6 +188,7 @@ impl Code {
             code = Self::sweep(base, pieces, &marks);
             called = code.link();
         }
+        code.lose_loops();
         for (offsets, flags) in [(boundaries, BOUNDARY), (entries, ENTRY | BOUNDARY), (&called, ENTRY | BOUNDARY)] {
             for index in offsets.iter().filter_map(|at| code.index(*at)).collect::<Vec<_>>() {
                 // What jumps lead to may be a part of another function.
@@ -212,6 +248,31 @@ impl Code {
         called.sort_unstable();
         called.dedup();
         called
+    }
+
+    /// How often a loop pushes is not known, so neither is the stack pointer in it.
+    fn lose_loops(&mut self) {
+        for at in 0..self.jumps.len() {
+            let Some((first, last)) = self.jumps.get(at).copied().filter(|(first, last)| first <= last) else {
+                continue;
+            };
+            let inside = first..=last;
+            let stays = |index: u32| {
+                self.insn(index).is_some_and(|insn| matches!(insn.flow, Flow::Next | Flow::Branch) || index == last)
+            };
+            if last - first >= LOOP_INSTRUCTIONS || !inside.clone().all(stays) {
+                continue;
+            }
+            let pushed = inside.clone().map(|index| self.effect(index).rsp.bytes());
+            if pushed.sum::<Option<i32>>().is_none_or(|bytes| bytes == 0) {
+                continue;
+            }
+            for index in inside {
+                let effect = self.insn(index).map_or(0, |insn| insn.effect) as usize;
+                let effect = self.effects.get_mut(effect).filter(|effect| effect.rsp != Rsp::Deeper(0));
+                effect.into_iter().for_each(|effect| effect.rsp = Rsp::Lost);
+            }
+        }
     }
 
     /// The index of the instruction that begins at an offset.
@@ -307,8 +368,8 @@ fn flow(instruction: &Instruction) -> Flow {
         (FlowControl::Call | FlowControl::IndirectCall, Mnemonic::Call) => Flow::Call,
         (FlowControl::ConditionalBranch, _) => Flow::Branch,
         (FlowControl::UnconditionalBranch, Mnemonic::Jmp) => Flow::Jump,
-        // What takes arguments off the stack as well leaves its caller with another depth.
         (FlowControl::Return, Mnemonic::Ret) if instruction.op_count() == 0 => Flow::Return,
+        (FlowControl::Return, Mnemonic::Ret) => Flow::ReturnMore,
         (FlowControl::IndirectBranch, _) => Flow::Away,
         _ => Flow::Stop,
     }
@@ -317,7 +378,7 @@ fn flow(instruction: &Instruction) -> Flow {
 /// What an instruction does; `None` when that is nothing.
 fn effect(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Effect> {
     let mut effect = NOTHING;
-    if matches!(flow(instruction), Flow::Call | Flow::Return | Flow::Away | Flow::Stop) {
+    if matches!(flow(instruction), Flow::Call | Flow::Return | Flow::ReturnMore | Flow::Away | Flow::Stop) {
         return None;
     }
     effect.rsp = rsp(instruction, factory);
@@ -360,6 +421,11 @@ fn small(bytes: i64) -> Option<i32> {
 fn rsp(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Rsp {
     let first = register(instruction, 0);
     match instruction.mnemonic() {
+        Mnemonic::Push if instruction.op0_kind() == OpKind::Memory && instruction.stack_pointer_increment() == -8 => {
+            let again = place(instruction).filter(|place| place.base == Base::Rsp);
+            return again.map_or(Rsp::Deeper(8), |place| Rsp::PushAgain(place.offset));
+        }
+        Mnemonic::Pop if CHANGED_BY_CALLS.contains(&first) => return Rsp::PopAway,
         Mnemonic::Leave => return if instruction.len() == 1 { Rsp::FromFrame(8) } else { Rsp::Lost },
         Mnemonic::Enter => return Rsp::Lost,
         Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pop | Mnemonic::Popfq

@@ -4,7 +4,7 @@
 //! there it follows along all ways through the code in both directions, but not through changes of rsp that
 //! are not known. What contradicts itself is not known.
 
-use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, MOST_BYTES, NEVER, RETURNS, Rsp};
+use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, MOST_BYTES, NEVER, RETURNS, Rsp, Use};
 use super::returns::{self, Proof};
 use super::solve::{Rules, Solution, falls, successors};
 
@@ -44,15 +44,17 @@ impl DepthRules<'_> {
 impl Rules for DepthRules<'_> {
     fn forward(&self, index: u32, before: i32) -> Option<i32> {
         match self.code.effect(index).rsp {
-            Rsp::Deeper(bytes) => before.checked_add(bytes),
-            Rsp::FromFrame(_) | Rsp::Lost => None,
+            Rsp::PushAgain(above) if above == before => Some(0),
+            // The return address: where it is kept meanwhile is not followed.
+            Rsp::PopAway if before == 0 => None,
+            rsp => before.checked_add(rsp.bytes()?),
         }
     }
 
     fn backward(&self, index: u32, after: i32) -> Option<i32> {
         match self.code.effect(index).rsp {
-            Rsp::Deeper(bytes) => after.checked_sub(bytes),
-            Rsp::FromFrame(_) | Rsp::Lost => None,
+            Rsp::PushAgain(_) if after == 0 => None,
+            rsp => after.checked_sub(rsp.bytes()?),
         }
     }
 
@@ -239,11 +241,20 @@ impl Depths {
     }
 
     /// A group that nowhere returns and calls with a stack that is not aligned need not begin where it seems
-    /// to: nobody has called it (the beginning of a coroutine).
+    /// to: nobody has called it (the beginning of a coroutine). Whoever makes a frame that keeps its caller's rbp
+    /// next to the return address was called, and whoever pushes that address again.
     fn spoil_misaligned(&mut self, code: &Code) {
         let mut confirmed = vec![false; self.groups.len()];
-        for index in (0..code.len()).filter(|index| is_outside(code, *index) && !begins_only(code, *index)) {
-            if let Some(component) = self.solution.component(index) {
+        let makes_frame = |index: u32| {
+            let [rbp, _rbx] = code.effect(index).uses;
+            matches!(rbp, Use::Save(_)) && code.effect(index + 1).frame == Some(0)
+        };
+        for index in 0..code.len() {
+            let depth = self.solution.raw(index);
+            let confirms = !begins_only(code, index)
+                || depth == Some(0) && makes_frame(index)
+                || pushes_return_address(code, index, depth);
+            if let Some(component) = self.solution.component(index).filter(|_| confirms) {
                 let root = self.root(component) as usize;
                 confirmed.get_mut(root).into_iter().for_each(|confirmed| *confirmed = true);
             }
@@ -305,8 +316,11 @@ impl Depths {
         }
     }
 
-    /// Whether a way leads from an instruction to a next one within a function.
+    /// Whether a way leads from an instruction to a next one within a frame.
     pub(super) fn linked(&self, code: &Code, from: u32, to: u32) -> bool {
+        if pushes_return_address(code, from, self.at(from)) {
+            return false;
+        }
         let is_call = code.insn(from).is_some_and(|insn| insn.flow == Flow::Call);
         let both_lost = self.is_lost(from) && self.is_lost(to);
         !code.has(to, ENTRY) && (!is_call || self.returns(code, from) || both_lost && goes_on(code, from))
@@ -353,7 +367,16 @@ pub(super) fn is_outside(code: &Code, index: u32) -> bool {
 fn begins_only(code: &Code, index: u32) -> bool {
     let Some(insn) = code.insn(index) else { return true };
     let leaves = matches!(insn.flow, Flow::Jump | Flow::Branch) && code.has(insn.target, ENTRY);
-    !leaves && insn.flow != Flow::Return
+    !leaves && !returns(code, index)
+}
+
+/// Whether the return address is pushed again. Behind that is another frame.
+fn pushes_return_address(code: &Code, index: u32, depth: Option<i32>) -> bool {
+    matches!(code.effect(index).rsp, Rsp::PushAgain(above) if depth == Some(above))
+}
+
+fn returns(code: &Code, index: u32) -> bool {
+    code.insn(index).is_some_and(|insn| matches!(insn.flow, Flow::Return | Flow::ReturnMore))
 }
 
 /// Where rsp may be something that is not known: behind what sets it, along all ways, until it is set from
@@ -365,6 +388,8 @@ fn lost(code: &Code) -> Vec<bool> {
         let is_call = code.insn(index).is_some_and(|insn| insn.flow == Flow::Call);
         for next in successors(code, index).into_iter().flatten() {
             let ends = code.has(next, ENTRY) || is_call && falls(code, index) && !goes_on(code, index);
+            // What returns has the return address on top of the stack.
+            let ends = ends || returns(code, next);
             if let Some(flag) = lost.get_mut(next as usize).filter(|flag| !**flag && !ends) {
                 *flag = true;
                 if !matches!(code.effect(next).rsp, Rsp::FromFrame(_)) {

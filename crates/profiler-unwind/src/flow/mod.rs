@@ -8,11 +8,12 @@ mod saved;
 mod solve;
 
 pub(crate) use decode::Region;
-use decode::{BOUNDARY, Code, FILLER};
+use decode::{BOUNDARY, Code, FILLER, Rsp};
 use depth::{Depths, WORD};
 use frame::Frames;
 use profiler_common::row::{BASE_FP, MAX_CFA_OFFSET_BY_8, Rule, SLOT_UNKNOWN};
 use saved::SavedRegister;
+use solve::falls;
 
 /// Code that is looked at in one piece: what there is in memory meanwhile is some 20 times as much.
 const PIECE_BYTES: usize = 1 << 20;
@@ -43,6 +44,8 @@ pub(crate) const BEGINS: u8 = 1 << 0;
 pub(crate) const BEGINS_FUNCTION: u8 = 1 << 1;
 /// rbp is set here to a stack pointer that is not known.
 pub(crate) const ODD_FRAME: u8 = 1 << 2;
+/// The instruction before it moves the stack pointer and goes on here.
+pub(crate) const MOVED: u8 = 1 << 3;
 
 /// What is known of some code.
 #[derive(Debug, Default)]
@@ -126,6 +129,10 @@ impl Analysis {
             if code.effect(index).frame.is_some() && depths.is_lost(index) {
                 marks |= ODD_FRAME;
             }
+            let before = index.checked_sub(1).filter(|before| falls(&code, *before));
+            if before.is_some_and(|before| code.effect(before).rsp != Rsp::Deeper(0)) {
+                marks |= MOVED;
+            }
             self.mark(first.start + u64::from(insn.at), marks);
         }
     }
@@ -162,11 +169,13 @@ fn split<'a>(region: Region<'a>, starts: &Starts) -> (Region<'a>, Region<'a>) {
     (Region { bytes, ..region }, Region { start: region.start.saturating_add(bytes.len() as u64), bytes: rest })
 }
 
-/// From what the CFA counts before an instruction, and how many words.
+/// From what the CFA counts before an instruction, and how many words. From rbp where that points to the frame: what
+/// was called may have taken its arguments off the stack (V8), and rsp is then not what it was before the call.
 fn base(depths: &Depths, frames: &Frames, index: u32) -> Option<(u8, i32)> {
-    let (flags, below) = match (depths.at(index), depths.is_lost(index), frames.at(index)) {
-        (Some(depth), _, _) => (0, depth.checked_add(WORD)?),
-        (None, true, Some(below)) => (BASE_FP, below),
+    let (flags, below) = match (frames.at(index), depths.at(index)) {
+        (Some(below), Some(_)) => (BASE_FP, below),
+        (Some(below), None) if depths.is_lost(index) => (BASE_FP, below),
+        (None, Some(depth)) => (0, depth.checked_add(WORD)?),
         _ => return None,
     };
     (below % WORD == 0 && below / WORD <= MAX_CFA_OFFSET_BY_8).then_some((flags, below / WORD))

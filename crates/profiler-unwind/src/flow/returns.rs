@@ -77,7 +77,7 @@ fn leaves(code: &Code, index: u32) -> bool {
     match insn.flow {
         Flow::Return | Flow::Away => true,
         Flow::Jump | Flow::Branch => insn.target == NONE,
-        Flow::Next | Flow::Call => false,
+        Flow::Next | Flow::Call | Flow::ReturnMore => false,
         Flow::Stop => past_the_end,
     }
 }

@@ -41,9 +41,11 @@ impl SavedRules<'_> {
                 .is_some_and(|below| slot < below.saturating_add(WORD) && below < slot.saturating_add_unsigned(bytes))
         });
         let kept_bytes = match effect.rsp {
-            Rsp::Deeper(bytes @ ..0) => self.depths.at(index).and_then(|depth| depth.checked_add(bytes)),
             Rsp::FromFrame(bytes) => self.frames.at(index).map(|below| below - WORD - bytes),
-            _ => None,
+            rsp => {
+                let freed = rsp.bytes().filter(|bytes| *bytes < 0);
+                self.depths.at(index).zip(freed).and_then(|(depth, freed)| depth.checked_add(freed))
+            }
         };
         stored || kept_bytes.is_some_and(|depth| slot > depth.saturating_add(WORD))
     }
@@ -53,7 +55,10 @@ impl Rules for SavedRules<'_> {
     fn forward(&self, index: u32, before: i32) -> Option<i32> {
         Some(match (self.use_at(index), before) {
             (_, GONE) => GONE,
-            (Use::Save(place), IN_REGISTER) => self.below(index, place).unwrap_or(IN_REGISTER),
+            // What is stored above the return address is an argument.
+            (Use::Save(place), IN_REGISTER) => {
+                self.below(index, place).filter(|below| *below > WORD).unwrap_or(IN_REGISTER)
+            }
             (Use::Nothing, IN_REGISTER) => IN_REGISTER,
             (Use::Load(_) | Use::Write, IN_REGISTER) => GONE,
             (Use::Load(place), slot) if self.below(index, place) == Some(slot) => IN_REGISTER,

@@ -150,6 +150,20 @@ impl ElfFile {
         self
     }
 
+    /// Adds functions by name, whether others may call them, and offset into the code: `.symtab` and the names.
+    pub(crate) fn functions(mut self, functions: &[(&str, bool, u64)]) -> Self {
+        let (mut symbols, mut names) = (Vec::new(), vec![0]);
+        for (name, global, start) in functions {
+            symbols.extend((names.len() as u32).to_le_bytes());
+            symbols.extend([if *global { 0x12 } else { 0x02 }, 0, 1, 0]);
+            symbols.extend((CODE + start).to_le_bytes().into_iter().chain([0; 8]));
+            names.extend(name.bytes().chain([0]));
+        }
+        self.sections.push((".symtab", SectionBody::Bytes(symbols)));
+        self.sections.push((".strtab", SectionBody::Bytes(names)));
+        self
+    }
+
     /// Adds a section that is part of the code.
     pub(crate) fn code_section(mut self, name: &'static str, start: u64, length: u64) -> Self {
         self.sections.push((name, SectionBody::Code(start, length)));
@@ -174,6 +188,10 @@ impl ElfFile {
                 }
             };
             headers.push(section_header(names.len() as u32, address, at, length));
+            if *name == ".symtab" {
+                let link = headers.len() as u32;
+                headers[link as usize - 1][40..44].copy_from_slice(&link.to_le_bytes());
+            }
             names.extend(name.bytes().chain([0]));
         }
         let mut names_header = section_header(0, 0, file.len() as u64, names.len() as u64);

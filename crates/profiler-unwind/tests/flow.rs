@@ -1,0 +1,89 @@
+//! Code without CFI that does more to the stack than compilers of C do: what V8 puts into programs.
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
+
+#[expect(dead_code, reason = "shared with the tests of golden rows, which use more of it")]
+mod synthetic_elf;
+
+use profiler_common::address::Svma;
+use profiler_common::row::{BASE_FP, Rule};
+use profiler_unwind::{build, lookup};
+use synthetic_elf::{CODE, ElfFile, X86_64};
+
+/// Where nothing is known.
+const CUT: Rule = Rule::NO_FRAME_POINTER;
+/// The return address is on top of the stack.
+const TOP: Rule = Rule::x86_64(0, 0, 1);
+/// rbp points to the frame.
+const FRAMED: Rule = Rule::x86_64(BASE_FP, 2, 2);
+
+/// A file with this code at these offsets and these functions.
+fn file(code: &[(usize, &[u8])], functions: &[(&str, bool, u64)]) -> ElfFile {
+    let mut file = ElfFile::new(X86_64, 96).functions(functions);
+    for (at, bytes) in code {
+        file.code[*at..*at + bytes.len()].copy_from_slice(bytes);
+    }
+    file
+}
+
+/// The rules at some offsets.
+fn rules<const N: usize>(file: &ElfFile, at: [u64; N]) -> [Rule; N] {
+    let table = build(&file.bytes()).unwrap();
+    at.map(|at| lookup(&table, Svma(CODE + at)).unwrap())
+}
+
+#[test]
+fn a_loop_that_pushes_is_unwound_by_rbp() {
+    // push %rbp; mov %rsp, %rbp; push (%rbx); dec %rcx; jne to the push; leave; ret.
+    let code = [0x55, 0x48, 0x89, 0xe5, 0xff, 0x33, 0x48, 0xff, 0xc9, 0x75, 0xf9, 0xc9, 0xc3];
+    let file = file(&[(0, &code)], &[("f", true, 0)]);
+    assert_eq!(rules(&file, [0, 1]), [TOP, Rule::x86_64(0, 2, 2)]);
+    assert_eq!(rules(&file, [4, 6, 9, 11, 12]), [FRAMED, FRAMED, FRAMED, FRAMED, TOP]);
+}
+
+#[test]
+fn a_return_address_that_is_pushed_again_counts() {
+    // sub $8, %rsp; push 8(%rsp); mov %rax, 8(%rsp); mov %rbx, 16(%rsp); jmp to the other function: ret.
+    let code = [0x48, 0x83, 0xec, 8, 0xff, 0x74, 0x24, 8, 0x48, 0x89, 0x44, 0x24, 8, 0x48, 0x89, 0x5c, 0x24, 16];
+    let jump = [0xe9, 9, 0, 0, 0];
+    let mut file = file(&[(0, &code), (18, &jump), (32, &[0xc3])], &[("f", true, 0), ("g", true, 32)]);
+    let saved = Rule::x86_64(0, 0, 2);
+    assert_eq!(rules(&file, [0, 4, 8, 13, 18, 32]), [TOP, saved, TOP, TOP, TOP, TOP]);
+    // push (%rsp) in its place pushes something else, over which nothing may be stored.
+    file.code[4..8].copy_from_slice(&[0xff, 0x34, 0x24, 0x90]);
+    assert_eq!(rules(&file, [0, 4, 8]), [CUT; 3]);
+}
+
+#[test]
+fn arguments_are_taken_off_the_stack_by_who_is_called() {
+    // push %rbx; pop %rbx; ret $8.
+    let file = file(&[(0, &[0x53, 0x5b, 0xc2, 8, 0])], &[]);
+    assert_eq!(rules(&file, [0, 1, 2]), [TOP, Rule::x86_64(0, 0, 2).with_rbx(2), TOP]);
+    // pop %rcx; lea (%rsp, %rbx, 8), %rsp; push %rcx; ret.
+    let code = [0x59, 0x48, 0x8d, 0x24, 0xdc, 0x51, 0xc3];
+    let file = self::file(&[(0, &code)], &[("f", true, 0)]);
+    assert_eq!(rules(&file, [0, 1, 5, 6]), [TOP, CUT, CUT, TOP]);
+}
+
+#[test]
+fn what_moves_rsp_before_it_pushes_rbp_need_not_have_the_return_address_on_top() {
+    // pop %r15; push %rbp; mov %rsp, %rbp; push %r15; ret: a frame is made for the caller.
+    let code = [0x41, 0x5f, 0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0xc3];
+    let file = file(&[(0, &code)], &[("f", true, 0)]);
+    assert_eq!(rules(&file, [2, 3]), [CUT; 2]);
+}
+
+#[test]
+fn local_functions_begin_where_no_part_of_another_one_does() {
+    // jmp to the other one: test %rdi, %rdi; je over the next one; push %rax; ret.
+    let code: [(usize, &[u8]); 2] = [(0, &[0xe9, 27, 0, 0, 0]), (32, &[0x48, 0x85, 0xff, 0x74, 1, 0x50, 0xc3])];
+    for (name, expected) in [("g", TOP), ("f.cold", CUT)] {
+        let file = file(&code, &[("f", true, 0), (name, false, 32)]);
+        assert_eq!(rules(&file, [0, 32]), [expected, CUT], "{name}");
+    }
+    // sub $8, %rsp; jmp to a part: add $8, %rsp; ret.
+    let code: [(usize, &[u8]); 2] =
+        [(0, &[0x48, 0x83, 0xec, 8, 0xe9, 23, 0, 0, 0]), (32, &[0x48, 0x83, 0xc4, 8, 0xc3])];
+    let file = file(&code, &[("f", true, 0), ("f.cold", false, 32)]);
+    assert_eq!(rules(&file, [0, 4, 32, 36]), [TOP, Rule::x86_64(0, 0, 2), Rule::x86_64(0, 0, 2), TOP]);
+}
