@@ -19,6 +19,7 @@ mod cfi;
 mod contexts;
 mod crt;
 mod describe;
+mod doubt;
 mod eh_return;
 mod eh_return_aarch64;
 mod elf;

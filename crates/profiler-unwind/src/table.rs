@@ -3,10 +3,11 @@
 use crate::bare;
 use crate::cfi::{CallFrames, CfiSection, Encoded, RowError, Unsupported, debug_frame, eh_frame};
 use crate::contexts;
+use crate::doubt;
 use crate::elf::Elf;
 use crate::entry;
 use crate::error::BuildError;
-use crate::flow::{Analysis, Region};
+use crate::flow::{Analysis, Known, Region};
 use crate::go::{self, GoRows};
 use crate::plt::{self, Plt};
 use crate::read::{ReadAt, read_bytes};
@@ -382,6 +383,11 @@ impl<F: ReadAt> Builder<'_, F> {
                     tiles.take_back(from);
                     tiles.cover(to, Rule::UNSUPPORTED)?;
                     tiles.cover(span.end(), contexts::called(elf.arch))?;
+                } else if let Some(known) = doubt::rules(file, elf, span) {
+                    tiles.take_back(span.start);
+                    for Known { end, rule, .. } in known {
+                        tiles.cover(end, rule)?;
+                    }
                 }
             }
             Ok(()) => {}

@@ -8,7 +8,7 @@ mod synthetic_elf;
 use profiler_common::address::Svma;
 use profiler_common::row::{BASE_FP, Rule};
 use profiler_unwind::{build, lookup};
-use synthetic_elf::{CODE, ElfFile, X86_64};
+use synthetic_elf::{CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
 /// Where nothing is known.
 const CUT: Rule = Rule::NO_FRAME_POINTER;
@@ -71,6 +71,31 @@ fn what_moves_rsp_before_it_pushes_rbp_need_not_have_the_return_address_on_top()
     let code = [0x41, 0x5f, 0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0xc3];
     let file = file(&[(0, &code)], &[("f", true, 0)]);
     assert_eq!(rules(&file, [2, 3]), [CUT; 2]);
+}
+
+#[test]
+fn cfi_that_forgets_what_is_pushed_is_not_believed() {
+    let initial = Cfi::eh_frame().cie("", 16, X86_64_INITIAL);
+    let mut file = ElfFile::new(X86_64, 96);
+    // push %rbx; push %rbp; ...; test %rdi, %rdi; je to the end; ...; pop %rbp; pop %rbx; ret.
+    file.code[16..18].copy_from_slice(&[0x53, 0x55]);
+    file.code[40..45].copy_from_slice(&[0x48, 0x85, 0xff, 0x74, 32]);
+    file.code[77..80].copy_from_slice(&[0x5d, 0x5b, 0xc3]);
+    let forgets = file.clone().cfi(&initial.clone().fde(16, 64, &[]));
+    let [one, both] = [Rule::x86_64(0, 0, 2), Rule::x86_64(0, 3, 3)].map(|rule| rule.with_rbx(2));
+    assert_eq!(rules(&forgets, [16, 17, 18, 40, 60, 77, 78, 79]), [TOP, one, both, both, both, both, one, TOP]);
+    // It says something, so it is believed.
+    let says = file.clone().cfi(&initial.clone().fde(16, 64, &[op::advance(50), op::DEF_CFA_OFFSET, 16]));
+    assert_eq!(rules(&says, [16, 18, 40]), [TOP; 3]);
+    // Not by code that contradicts itself, that sets rsp to something not known (mov %rcx, %rsp), or that is short.
+    let believed = initial.clone().fde(16, 64, &[]);
+    file.code[60] = 0x50;
+    assert_eq!(rules(&file.clone().cfi(&believed), [16, 18, 79]), [TOP; 3]);
+    file.code[60..63].copy_from_slice(&[0x48, 0x89, 0xcc]);
+    assert_eq!(rules(&file.clone().cfi(&believed), [16, 18, 79]), [TOP; 3]);
+    file.code[60..63].fill(0x90);
+    let short = initial.fde(17, 63, &[]);
+    assert_eq!(rules(&file.cfi(&short), [17, 18, 79]), [TOP; 3]);
 }
 
 #[test]
