@@ -203,7 +203,7 @@ pub(crate) fn built(name: &str, folder: &Path) -> PathBuf {
     command.args(libraries);
 
     let contents = |source: &str| fs::read_to_string(sources.join(source)).expect("reading a workload's source");
-    let texts = [workload.source, "work.h", "bridge.h"].map(contents);
+    let texts = [workload.source, "work.h", "bridge.h", "context.h"].map(contents);
     let stamp = format!("{command:?}\n{}", texts.join("\n"));
     let stamp_file = folder.join(format!("{name}.stamp"));
     if file.exists() && fs::read_to_string(&stamp_file).is_ok_and(|last| last == stamp) {

@@ -13,11 +13,7 @@
 
 static char other_stack[1 << 16];
 
-KEPT uint64_t handler_leaf(uint64_t x) {
-    SPIN(x, UNIT);
-    return x;
-}
-
+LEAF_OF(handler_leaf, UNIT)
 LINK(handler_outer, handler_leaf)
 
 static void on_signal(int signal) {

@@ -4,6 +4,9 @@
 #define BRIDGE_H
 
 #include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 
 typedef uint64_t bridge(uint64_t (*callee)(uint64_t), uint64_t x);
 
@@ -31,5 +34,19 @@ static const uint32_t bridge_code[] = {
 };
 #define BRIDGE_CALL 16u
 #endif
+
+#define PAGE_BYTES 4096u
+
+/* A page to write code into; NULL when there is none. */
+static inline char *writable_page(void) {
+    char *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return page == MAP_FAILED ? NULL : page;
+}
+
+/* What was written into the page can be run from now on; not 0 when it cannot. */
+static inline int make_executable(char *page) {
+    __builtin___clear_cache(page, page + PAGE_BYTES);
+    return mprotect(page, PAGE_BYTES, PROT_READ | PROT_EXEC);
+}
 
 #endif

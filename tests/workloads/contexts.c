@@ -1,22 +1,15 @@
 /* Two stacks made by makecontext and the first one, in turn. `contexts CPU_MS` */
 
-#include <ucontext.h>
-
+#include "context.h"
 #include "work.h"
 
 /* About 1 ms. */
 #define UNIT 800000u
-#define STACK_BYTES (1 << 16)
 
 static uint64_t enough;
 static ucontext_t first, ping, pong;
-static char stacks[2][STACK_BYTES];
 
-KEPT uint64_t leaf(uint64_t x) {
-    SPIN(x, UNIT);
-    return x;
-}
-
+LEAF_OF(leaf, UNIT)
 LINK(in_ping, leaf)
 LINK(in_pong, leaf)
 LINK(in_first, leaf)
@@ -35,17 +28,9 @@ static void pong_body(void) {
     }
 }
 
-static int make(ucontext_t *context, char *stack, void (*body)(void)) {
-    int failed = getcontext(context);
-    context->uc_stack.ss_sp = stack;
-    context->uc_stack.ss_size = STACK_BYTES;
-    makecontext(context, body, 0);
-    return failed;
-}
-
 int main(int argc, char **argv) {
     enough = argument_ms(argc, argv, 1, 4000);
-    if (make(&ping, stacks[0], ping_body) || make(&pong, stacks[1], pong_body))
+    if (make(&ping, &stacks[0], ping_body, NULL) || make(&pong, &stacks[1], pong_body, NULL))
         return 1;
     while (cpu_ms() < enough) {
         sink = in_first(sink);

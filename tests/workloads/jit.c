@@ -132,15 +132,16 @@ static void make(int from_memfd) {
         writable = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
         code = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_SHARED, memfd, 0);
     } else {
-        writable = code = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        writable = code = writable_page();
     }
-    if (writable == MAP_FAILED || code == MAP_FAILED)
+    if (!writable || writable == MAP_FAILED || code == MAP_FAILED)
         abort();
     memcpy(writable, bridge_code, sizeof bridge_code);
     if (calls_by_rcx)
         fill_with_trampolines(writable);
-    __builtin___clear_cache(writable, writable + sizeof bridge_code);
-    if (!from_memfd && mprotect(code, 4096, PROT_READ | PROT_EXEC))
+    if (from_memfd)
+        __builtin___clear_cache(writable, writable + PAGE_BYTES);
+    else if (make_executable(code))
         abort();
 }
 

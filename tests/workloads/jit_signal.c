@@ -3,8 +3,6 @@
 
 #include <signal.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/time.h>
 #include <unistd.h>
 
@@ -37,11 +35,7 @@ static const uint32_t counting_code[] = {
 };
 #endif
 
-KEPT uint64_t handler_leaf(uint64_t x) {
-    SPIN(x, ROUNDS_OF_HANDLER);
-    return x;
-}
-
+LEAF_OF(handler_leaf, ROUNDS_OF_HANDLER)
 LINK(handler_outer, handler_leaf)
 
 static void on_signal(int signal) {
@@ -57,13 +51,12 @@ KEPT uint64_t enter(bridge *outer, uint64_t (*inner)(uint64_t)) {
 
 int main(int argc, char **argv) {
     uint64_t enough = argument_ms(argc, argv, 1, 4000);
-    char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (page == MAP_FAILED)
+    char *page = writable_page();
+    if (!page)
         return 1;
     memcpy(page, bridge_code, sizeof bridge_code);
     memcpy(page + INNER_AT, counting_code, sizeof counting_code);
-    __builtin___clear_cache(page, page + 4096);
-    if (mprotect(page, 4096, PROT_READ | PROT_EXEC))
+    if (make_executable(page))
         return 1;
     char path[64];
     snprintf(path, sizeof path, "/tmp/perf-%d.map", getpid());

@@ -1,22 +1,15 @@
 /* Two contexts that come to their end, again and again: the first one goes on with the second one, that with
  * `main` (uc_link). `linked CPU_MS` */
 
-#include <ucontext.h>
-
+#include "context.h"
 #include "work.h"
 
 /* About 1 ms. */
 #define UNIT 800000u
-#define STACK_BYTES (1 << 16)
 
 static ucontext_t back, one, two;
-static char stacks[2][STACK_BYTES];
 
-KEPT uint64_t leaf(uint64_t x) {
-    SPIN(x, UNIT);
-    return x;
-}
-
+LEAF_OF(leaf, UNIT)
 LINK(in_one, leaf)
 LINK(in_two, leaf)
 LINK(in_first, leaf)
@@ -31,19 +24,10 @@ static void two_body(void) {
     BARRIER();
 }
 
-static int make(ucontext_t *context, char *stack, void (*body)(void), ucontext_t *next) {
-    int failed = getcontext(context);
-    context->uc_stack.ss_sp = stack;
-    context->uc_stack.ss_size = STACK_BYTES;
-    context->uc_link = next;
-    makecontext(context, body, 0);
-    return failed;
-}
-
 int main(int argc, char **argv) {
     uint64_t enough = argument_ms(argc, argv, 1, 4000);
     while (cpu_ms() < enough) {
-        if (make(&two, stacks[1], two_body, &back) || make(&one, stacks[0], one_body, &two))
+        if (make(&two, &stacks[1], two_body, &back) || make(&one, &stacks[0], one_body, &two))
             return 1;
         sink = in_first(sink);
         if (swapcontext(&back, &one))

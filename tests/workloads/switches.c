@@ -34,11 +34,7 @@ void coroutine_entry(void);
 static uint64_t stack[STACK_WORDS] __attribute__((aligned(16)));
 static uint64_t *outside, *inside;
 
-KEPT uint64_t leaf(uint64_t x) {
-    SPIN(x, UNIT);
-    return x;
-}
-
+LEAF_OF(leaf, UNIT)
 LINK(in_coroutine, leaf)
 LINK(in_first, leaf)
 

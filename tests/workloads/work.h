@@ -25,11 +25,13 @@ static volatile uint64_t sink;
         sink = x;                                                                                  \
     } while (0)
 
-#define LEAF(name)                                                                                 \
+#define LEAF_OF(name, rounds)                                                                      \
     KEPT uint64_t name(uint64_t x) {                                                               \
-        SPIN(x, ROUNDS_OF_LEAF);                                                                   \
+        SPIN(x, rounds);                                                                           \
         return x;                                                                                  \
     }
+
+#define LEAF(name) LEAF_OF(name, ROUNDS_OF_LEAF)
 
 #define LINK(name, callee)                                                                         \
     KEPT uint64_t name(uint64_t x) {                                                               \
