@@ -131,6 +131,9 @@ fn located(
     };
     let mut user_frames: Vec<LocatedFrame> = frames.iter().copied().enumerate().map(located).collect();
     drop_what_is_no_code(&mut user_frames, &mut stop);
+    if let Some(process) = process {
+        cut_where_no_frame_pointer_is_kept(&mut user_frames, &mut stop, (tracker, process), header.time);
+    }
     if process.is_some_and(|process| in_exec(header, process, &user_frames)) {
         user_frames.clear();
         stop = StopReason::NoUserStack;
@@ -195,6 +198,28 @@ fn drop_what_is_no_code(frames: &mut Vec<LocatedFrame>, stop: &mut StopReason) {
     {
         *stop = if last.found_by.frame_pointer() { StopReason::NoFramePointer } else { StopReason::NotCode };
         frames.pop();
+    }
+}
+
+/// From generated code that keeps no frame pointer, the frame pointer leads to a caller further up.
+fn cut_where_no_frame_pointer_is_kept(
+    frames: &mut Vec<LocatedFrame>,
+    stop: &mut StopReason,
+    (tracker, process): (&Tracker, &TrackedProcess),
+    time: MonotonicNs,
+) {
+    let is_lost = |(depth, frame): (usize, &LocatedFrame)| {
+        let goes_on = match frames.get(depth + 1) {
+            Some(next) => next.found_by.frame_pointer(),
+            None => *stop == StopReason::Complete,
+        };
+        let code = frame.code.filter(|_| goes_on)?;
+        let generated = tracker.executable(code.file)?.is_unwound_by_frame_pointer(code.file);
+        (generated && !process.keeps_frame_pointers(&code, frame.address, time)).then_some(depth)
+    };
+    if let Some(last) = frames.iter().enumerate().find_map(is_lost) {
+        frames.truncate(last + 1);
+        *stop = StopReason::NoFramePointer;
     }
 }
 

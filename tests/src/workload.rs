@@ -157,6 +157,7 @@ pub const WORKLOADS: &[Workload] = &[
     stubs("stubs-cet", &["-fcf-protection=full", "-Wl,-z,lazy", "-Wl,-z,ibtplt"]),
     cxx("thrower", "thrower.cpp", &[]),
     cxx("thrower-static", "thrower.cpp", &["-static"]),
+    c("frameless", "frameless.c", &[]),
     c("generated", "generated.c", &[]),
     c("jit", "jit.c", &[]),
     c("jit-signal", "jit_signal.c", &[]),

@@ -110,7 +110,7 @@ fn frames() {
         stubs("stubs"),
         stubs("stubs-now"),
         stubs("stubs-cet"),
-        Kind::new("clock", CPU_MS, &[&["caller", "ask", CLOCK, ANY]]),
+        Kind::new("clock", CPU_MS, &[&["caller", "ask", CLOCK, ANY], &["caller", "ask", NAMELESS]]),
         Kind::new(
             "strings",
             CPU_MS,
@@ -135,6 +135,7 @@ fn frames() {
             .cut("no_frame_pointer", &["switch_stacks"])
             .cut("no_frame_pointer", &["coroutine_entry", "body", "in_coroutine", "leaf"])
             .cut("no_frame_pointer", &["coroutine_entry", "body", "go_outside", "switch_stacks"]),
+        Kind::new("frameless", CPU_MS, &[&["outer", "own_leaf"]]).cut("no_frame_pointer", &["[jit]", "leaf"]),
     ];
     let profile = check_all(&lab, &OPTIONS, &kinds);
     for stubs in ["stubs", "stubs-now", "stubs-cet"] {

@@ -112,6 +112,9 @@ impl Circumstances<'_> {
         match broken.reason {
             StopReason::NoFramePointer | StopReason::UnreadableStack | StopReason::NotCode => match code {
                 _ if self.lacks_jvm_frame_pointers() => Fix::JvmFramePointers,
+                Some(code) if code.is_generated() && self.run_time == Some(RunTime::PostgresJit) => {
+                    Fix::PostgresWithoutJit
+                }
                 Some(code) if code.is_generated() => Fix::FramePointersInGenerated,
                 Some(code) if broken.reason == StopReason::NoFramePointer => self.for_bare(code, &broken.function),
                 _ => nothing(Why::InBetween),
@@ -289,12 +292,14 @@ mod tests {
     }
 
     #[test]
-    fn a_jvm_is_told_to_keep_frame_pointers_once() {
-        let fix = |command: &[&str]| {
-            with((Some(RunTime::Jvm), command, Names::None), &Packages::default(), |circumstances| {
+    fn a_jvm_is_told_to_keep_frame_pointers_once_and_postgres_that_it_keeps_none() {
+        let of = |run_time, command: &[&str]| {
+            with((Some(run_time), command, Names::None), &Packages::default(), |circumstances| {
                 circumstances.for_broken(&broken(StopReason::NoFramePointer, "[jit]", "[jit]"))
             })
         };
+        assert_eq!(of(RunTime::PostgresJit, &[]), Fix::PostgresWithoutJit);
+        let fix = |command: &[&str]| of(RunTime::Jvm, command);
         assert_eq!(fix(&["java", "A"]), Fix::JvmFramePointers);
         assert_eq!(fix(&["java", "-XX:+PreserveFramePointer", "A"]), Fix::FramePointersInGenerated);
         let both = ["java", "-XX:+PreserveFramePointer", "-XX:-PreserveFramePointer", "A"];

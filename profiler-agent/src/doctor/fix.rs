@@ -108,6 +108,8 @@ pub(super) enum Fix {
         /// The process id in its own pid namespace.
         pid: u32,
     },
+    /// Have PostgreSQL make no code: what it makes keeps no frame pointers.
+    PostgresWithoutJit,
     /// Have whatever makes the code keep frame pointers in it.
     FramePointersInGenerated,
     /// Give a map another owner, age or place.
@@ -276,6 +278,9 @@ impl fmt::Display for Fix {
             }
             Self::WritePerfMap { pid } => {
                 write!(f, "have what makes the code write /tmp/perf-{pid}.map or a jitdump")
+            }
+            Self::PostgresWithoutJit => {
+                f.write_str("set jit = off, in postgresql.conf or for a session: such code keeps no frame pointers")
             }
             Self::FramePointersInGenerated => f.write_str("have what makes the code keep frame pointers in it"),
             Self::RepairMap { why } => f.write_str(why),

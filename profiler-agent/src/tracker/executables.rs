@@ -174,6 +174,11 @@ impl Executable {
         self.last_used.set(self.last_used.get().max(time));
     }
 
+    /// Whether it is code made at run time that is unwound by the frame pointer.
+    pub(crate) fn is_unwound_by_frame_pointer(&self, key: FileKey) -> bool {
+        self.generated && key != TRAMPOLINES
+    }
+
     /// Whether its table takes rows of its own; generated code shares one.
     pub(crate) fn has_own_rows(&self) -> bool {
         matches!(self.unwinding, Unwinding::Placed(_)) && self.row_count > 0

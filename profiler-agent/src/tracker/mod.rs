@@ -3,6 +3,7 @@
 
 mod eviction;
 mod executables;
+mod frame_setup;
 mod open;
 mod placement;
 mod process;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use profiler_common::address::{FileOffset, MonotonicNs, Pid, Tid, VirtualAddress};
 
 use super::executables::ANONYMOUS;
+use super::frame_setup::FrameSetups;
 use crate::kernel::sideband::FileId;
 use crate::worker::FileKey;
 
@@ -118,6 +119,7 @@ pub(crate) struct Process {
     /// When it began to be what it is: by a fork or an exec; never empty.
     images: Vec<MonotonicNs>,
     pub(crate) jitdump: Option<JitDump>,
+    frame_setups: FrameSetups,
 }
 
 impl Process {
@@ -141,6 +143,7 @@ impl Process {
             last_exec: None,
             images: vec![since],
             jitdump: None,
+            frame_setups: FrameSetups::default(),
         }
     }
 
@@ -239,6 +242,7 @@ impl Process {
         self.last_exec = Some(time);
         self.images.push(time);
         self.jitdump = None;
+        self.frame_setups.forget();
     }
 
     /// Code is mapped from `since` on, in place of what was there. Returns whether there was room to
@@ -318,6 +322,11 @@ impl Process {
         let live = self.live.range(..=address).next_back().map(|(_start, mapping)| mapping);
         live.filter(|mapping| mapping.holds(address, time))
             .or_else(|| self.past.iter().rev().find(|mapping| mapping.holds(address, time)))
+    }
+
+    /// Whether a frame pointer leads from `address` in generated code to its caller; `time` is a sample's.
+    pub(crate) fn keeps_frame_pointers(&self, code: &CodeMapping, address: VirtualAddress, time: MonotonicNs) -> bool {
+        self.frame_setups.has(self.pid, code, address, time)
     }
 
     /// The kernel uses the state `number` from `now` on.

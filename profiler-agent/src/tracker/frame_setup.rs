@@ -1,0 +1,136 @@
+//! Whether code that was generated at run time keeps frame pointers: only then does one lead to its caller.
+//! V8, HotSpot, .NET and CPython's trampolines set them up; PCRE2, LuaJIT and PostgreSQL's LLVM use the
+//! register for something else, which often is the frame pointer of a function far up the stack: its callers
+//! would stand where the callers in between belong.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
+
+use super::process::CodeMapping;
+
+/// How far around an address a function that sets up a frame pointer is looked for, each way: generated
+/// functions are seldom larger, and all that one compiler makes are alike.
+const NEAR_BYTES: u64 = 128 << 10;
+/// Not looked for again before this time has passed: perhaps the code was not written yet.
+const PAUSE_NS: u64 = 100_000_000;
+/// Mappings of one process that are remembered, at most; then all are looked at again.
+const MOST: usize = 1024;
+
+/// What is known of a process's generated code.
+#[derive(Debug, Default)]
+pub(super) struct FrameSetups {
+    /// By the mapping's first address.
+    seen: RefCell<HashMap<VirtualAddress, Seen>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    Setup,
+    /// None, when the code was looked at at that time.
+    Nothing(MonotonicNs),
+}
+
+impl FrameSetups {
+    /// Whether the generated code of `mapping` keeps frame pointers near `address`, as far as can be told at `now`.
+    /// Of a process that ended before it was looked at, or may not be read, it is believed.
+    pub(super) fn has(&self, pid: Pid, mapping: &CodeMapping, address: VirtualAddress, now: MonotonicNs) -> bool {
+        let mut seen = self.seen.borrow_mut();
+        let last = seen.get(&mapping.start);
+        match last {
+            Some(Seen::Setup) => return true,
+            Some(Seen::Nothing(at)) if now.0.saturating_sub(at.0) < PAUSE_NS => return false,
+            _ => {}
+        }
+        let Ok(code) = read_near(pid, mapping, address) else { return last.is_none() };
+        if seen.len() >= MOST {
+            seen.clear();
+        }
+        let found = sets_up_a_frame(&code);
+        seen.insert(mapping.start, if found { Seen::Setup } else { Seen::Nothing(now) });
+        found
+    }
+
+    /// The process runs another program.
+    pub(super) fn forget(&mut self) {
+        self.seen.get_mut().clear();
+    }
+}
+
+fn read_near(pid: Pid, mapping: &CodeMapping, address: VirtualAddress) -> io::Result<Vec<u8>> {
+    let from = mapping.start.0.max(address.0.saturating_sub(NEAR_BYTES)) & !3;
+    let until = mapping.end.0.min(address.0.saturating_add(NEAR_BYTES));
+    let mut code = vec![0; usize::try_from(until.saturating_sub(from)).unwrap_or(0)];
+    // Reads what is there up to the first page that is not.
+    let length = File::open(format!("/proc/{pid}/mem"))?.read_at(&mut code, from)?;
+    code.truncate(length);
+    Ok(code)
+}
+
+/// `push %rbp` and, as the next instruction, `mov %rsp, %rbp` in either encoding; or, behind what else is saved,
+/// `lea X(%rsp), %rbp` (.NET).
+#[cfg(target_arch = "x86_64")]
+fn sets_up_a_frame(code: &[u8]) -> bool {
+    const PUSH_RBP: u8 = 0x55;
+    /// Seven pushes of up to two bytes, `sub $X, %rsp`, and what .NET puts in between.
+    const BETWEEN_BYTES: usize = 24;
+    let moves =
+        code.windows(4).any(|bytes| matches!(bytes, [PUSH_RBP, 0x48, 0x89, 0xe5] | [PUSH_RBP, 0x48, 0x8b, 0xec]));
+    moves
+        || code.windows(4).enumerate().any(|(at, bytes)| {
+            matches!(bytes, [0x48, 0x8d, 0x2c | 0x6c | 0xac, 0x24])
+                && code[at.saturating_sub(BETWEEN_BYTES)..at].contains(&PUSH_RBP)
+        })
+}
+
+/// `mov x29, sp` or `add x29, sp, #X`.
+#[cfg(target_arch = "aarch64")]
+fn sets_up_a_frame(code: &[u8]) -> bool {
+    // Arm Architecture Reference Manual, "ADD (immediate)": shift and immediate are bits 10 to 22.
+    let word = |bytes: &[u8; 4]| u32::from_le_bytes(*bytes) & !(0x1fff << 10);
+    code.as_chunks().0.iter().any(|bytes| word(bytes) == 0x9100_03fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn what_sets_up_a_frame_pointer_is_known() {
+        for (code, expected) in [
+            (&[0x90, 0x55, 0x48, 0x89, 0xe5, 0xc3][..], true),
+            (&[0x55, 0x48, 0x8b, 0xec], true),
+            // push rbp; push r15; push rbx; sub $24, rsp; lea 40(rsp), rbp
+            (&[0x55, 0x41, 0x57, 0x53, 0x48, 0x83, 0xec, 0x18, 0x48, 0x8d, 0x6c, 0x24, 0x28], true),
+            // The same without saving what was there.
+            (&[0x41, 0x57, 0x53, 0x48, 0x83, 0xec, 0x18, 0x48, 0x8d, 0x6c, 0x24, 0x28], false),
+            // push rbp; push rbx; mov rdi, rbp
+            (&[0x55, 0x53, 0x48, 0x89, 0xfd], false),
+            // sub $8, rsp; call *rdi; add $8, rsp; ret
+            (&[0x48, 0x83, 0xec, 0x08, 0xff, 0xd7, 0x48, 0x83, 0xc4, 0x08, 0xc3], false),
+            (&[0x55], false),
+            (&[], false),
+        ] {
+            assert_eq!(sets_up_a_frame(code), expected, "{code:x?}");
+        }
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    #[test]
+    fn what_sets_up_a_frame_pointer_is_known() {
+        let code = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
+        for (words, expected) in [
+            (&[0xa9bf_7bfd, 0x9100_03fd][..], true),
+            (&[0xa9bf_7bfd, 0x9100_43fd], true),
+            (&[0xf81f_0ffe, 0x9100_03fc, 0x9100_0bff], false),
+            (&[], false),
+        ] {
+            assert_eq!(sets_up_a_frame(&code(words)), expected, "{words:x?}");
+        }
+    }
+}
