@@ -302,7 +302,9 @@ impl Executables {
             }
             _ => {}
         }
-        if let Some(early) = self.early.remove(&(pid, mapping.start, mapping.file)) {
+        if !self.early.is_empty()
+            && let Some(early) = self.early.remove(&(pid, mapping.start, mapping.file))
+        {
             return Found::Known(early.key);
         }
         if let Some(key) = self.by_number(mapping.file, at) {

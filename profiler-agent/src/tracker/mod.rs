@@ -81,6 +81,8 @@ pub(crate) struct WantedTable {
 pub(crate) struct Tracker {
     interest: Interest,
     processes: HashMap<Pid, Process>,
+    /// Processes that may have other ranges than the kernel knows.
+    touched: Vec<Pid>,
     executables: Executables,
     placement: Placement,
     followed: Followed,
@@ -106,6 +108,7 @@ impl Tracker {
         let mut tracker = Self {
             interest,
             processes: HashMap::new(),
+            touched: Vec::new(),
             executables: Executables::new(),
             placement: Placement::new(tables),
             followed,
@@ -203,7 +206,7 @@ impl Tracker {
             self.catch_up(events);
         }
         self.place_held();
-        self.publish();
+        self.publish_touched();
     }
 
     /// Opens the files of new mappings whose turn comes after `until`: short lives are over by then.
@@ -276,6 +279,7 @@ impl Tracker {
     }
 
     fn process_or_new(&mut self, pid: Pid, time: MonotonicNs) -> &mut Process {
+        self.touched.push(pid);
         self.processes.entry(pid).or_insert_with(|| Process::new(pid, Arc::from(""), time))
     }
 
@@ -311,6 +315,7 @@ impl Tracker {
             process.lose_count_of_threads();
         }
         self.processes.insert(child, process);
+        self.touched.push(child);
     }
 
     /// Notes a mapping; `eager`: its table is built at once, not when a sample needs it.

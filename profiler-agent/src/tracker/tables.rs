@@ -186,20 +186,34 @@ impl Tracker {
 
     /// Writes the ranges of every process that changed.
     pub(crate) fn publish(&mut self) {
+        let changed = self.processes.values().filter(|process| process.dirty).map(|process| process.pid);
+        self.touched = changed.collect();
+        self.publish_touched();
+    }
+
+    /// Writes the ranges of those processes that changed of which records told.
+    pub(super) fn publish_touched(&mut self) {
         let now = clock::monotonic();
-        let due = |process: &&Process| process.dirty && process.publish_from <= now;
-        let due: Vec<(Pid, bool)> =
-            self.processes.values().filter(due).map(|process| (process.pid, process.ended.is_some())).collect();
-        for (pid, perhaps_ended) in due {
-            if perhaps_ended && self.is_over(pid) {
-                // The kernel has forgotten it: its pid may soon be another process's.
-                if let Some(process) = self.processes.get_mut(&pid) {
-                    process.dirty = false;
-                }
-            } else {
-                self.publish_process(pid, now);
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        touched.retain(|pid| {
+            let Some(process) = self.processes.get(pid).filter(|process| process.dirty) else { return false };
+            if process.publish_from > now {
+                return true;
             }
-        }
+            let is_over = process.ended.is_some() && self.is_over(*pid);
+            if !is_over {
+                self.publish_process(*pid, now);
+            }
+            let process = self.processes.get_mut(pid);
+            process.is_some_and(|process| {
+                // The kernel has forgotten one that is over: its pid may soon be another process's.
+                process.dirty &= !is_over;
+                process.dirty
+            })
+        });
+        self.touched = touched;
     }
 
     fn publish_process(&mut self, pid: Pid, now: MonotonicNs) {
@@ -232,9 +246,13 @@ impl Tracker {
     /// so perhaps the new program's, if that was published in between.
     pub(super) fn confirm_execs(&mut self, now: MonotonicNs) {
         let placement = &self.placement;
-        for process in self.processes.values_mut().filter(|process| process.slot.is_some()) {
+        let lives = |process: &&mut Process| process.slot.is_some() && !process.is_over();
+        for process in self.processes.values_mut().filter(lives) {
             let recent = process.last_exec().is_some_and(|exec| now.0.saturating_sub(exec.0) < CONFIRM_NS);
-            process.dirty |= recent && !placement.has_process(process.pid);
+            if recent && !placement.has_process(process.pid) {
+                process.dirty = true;
+                self.touched.push(process.pid);
+            }
         }
     }
 
