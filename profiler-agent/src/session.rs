@@ -6,11 +6,12 @@
 //! sideband -> Tracker -> wanted tables -> worker -> Tracker -> kernel maps
 //! ```
 
+mod dozing;
 mod threads;
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, BufWriter};
 use std::path::Path;
 use std::time::Duration;
@@ -20,6 +21,7 @@ use profiler_common::counter::{Counter, CounterKind};
 use profiler_model::{About, Profile, Quality};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::dozing::Dozing;
 use self::threads::Picked;
 use crate::aggregate::Aggregator;
 use crate::bpf_code::BpfCode;
@@ -227,18 +229,22 @@ impl Session {
     /// Moves data until `stop` is over.
     pub(crate) async fn run_until<T>(&mut self, stop: impl Future<Output = T>) -> T {
         let mut stop = std::pin::pin!(stop);
+        let mut tick = std::pin::pin!(sleep_until(self.next_tick));
+        let dozing = Dozing::new();
         loop {
             tokio::select! {
                 biased;
                 // The most frequent one goes first: to ask the others costs as much as to drain a ring.
                 () = self.wake.due(&self.sideband) => {
-                    self.drain();
-                    if self.events.is_empty() {
+                    if !self.drain() {
                         self.wake.calm();
                     }
                 }
-                result = &mut stop => return result,
-                () = sleep_until(self.next_tick) => self.tick(),
+                result = poll_fn(|context| dozing.poll(stop.as_mut(), context)) => return result,
+                () = &mut tick => {
+                    self.tick();
+                    tick.as_mut().reset(self.next_tick);
+                }
                 reply = self.tables_worker.next_reply() => self.answered(reply),
                 reply = self.symbols_worker.next_reply() => self.answered(reply),
                 reply = self.generated_worker.next_reply() => self.answered(reply),
@@ -246,8 +252,9 @@ impl Session {
         }
     }
 
-    /// Fetches what waits in the kernel's rings.
-    fn drain(&mut self) {
+    /// Fetches what waits in the kernel's rings. Returns whether more is to come: there were sideband records, or some
+    /// are not applied yet.
+    fn drain(&mut self) -> bool {
         let settled = MonotonicNs(clock::monotonic().0.saturating_sub(SETTLE_NS));
         while let Some(record) = self.records.take() {
             if let Some(picked) = &mut self.picked {
@@ -266,9 +273,11 @@ impl Session {
         self.sideband.drain(&mut self.events);
         self.bpf_code.take_from(&mut self.events);
         self.tracker.open_early(self.events.get(left..).unwrap_or_default(), settled);
+        let has_news = !self.events.is_empty();
         self.tracker.apply(&mut self.events, settled);
         self.settled = self.tracker.known_up_to();
         self.request_tables();
+        has_news
     }
 
     fn tick(&mut self) {
