@@ -65,6 +65,28 @@ fn arguments_are_taken_off_the_stack_by_who_is_called() {
     assert_eq!(rules(&file, [0, 1, 5, 6]), [TOP, CUT, CUT, TOP]);
 }
 
+/// What calls without aligning the stack and never returns may be the beginning of a coroutine, but not where others
+/// that return do not align it either.
+#[test]
+fn calls_without_alignment_show_something_where_others_align() {
+    // push %rbx; push %rbx; call the ret; pop %rbx; pop %rbx; jmp *%rcx.
+    let odd = [0x53, 0x53, 0xe8, 9, 0, 0, 0, 0x5b, 0x5b, 0xff, 0xe1];
+    let both = Rule::x86_64(0, 0, 3).with_rbx(2);
+    for (pushes, expected) in [(2, [TOP, both]), (1, [CUT; 2])] {
+        // The same number of pops and ret at the end, and many calls.
+        let mut other = vec![0x53; pushes];
+        for call in 0..16 {
+            let distance = 16 - 48 - pushes as i32 - 5 * (call + 1);
+            other.extend([0xe8].into_iter().chain(distance.to_le_bytes()));
+        }
+        other.extend(vec![0x5b; pushes].into_iter().chain([0xc3]));
+        let mut file = file(&[(0, &odd), (16, &[0xc3])], &[("f", true, 0), ("g", true, 48)]);
+        file.code.resize(48, 0x90);
+        file.code.extend(other);
+        assert_eq!(rules(&file, [0, 2]), expected, "{pushes}");
+    }
+}
+
 #[test]
 fn what_moves_rsp_before_it_pushes_rbp_need_not_have_the_return_address_on_top() {
     // pop %r15; push %rbp; mov %rsp, %rbp; push %r15; ret: a frame is made for the caller.

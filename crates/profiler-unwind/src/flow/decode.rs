@@ -88,7 +88,7 @@ pub(super) enum Rsp {
     /// The word so many bytes above it is pushed. Where that is the return address, another frame begins: it is
     /// how arguments are put on the stack before a jump to another function (V8).
     PushAgain(i32),
-    /// A word is popped to a register that calls may change.
+    /// A word is popped, to another register than rbp and rbx.
     PopAway,
     /// It is set to rbp and so many bytes.
     FromFrame(i32),
@@ -139,19 +139,6 @@ const IN_MEMORY: u64 = 1 << 63;
 
 /// The registers of [`Effect::uses`].
 const REGISTERS: [Register; 2] = [Register::RBP, Register::RBX];
-
-/// Those that calls may change (System V ABI, x86-64 supplement, figure 3.4).
-const CHANGED_BY_CALLS: [Register; 9] = [
-    Register::RAX,
-    Register::RCX,
-    Register::RDX,
-    Register::RSI,
-    Register::RDI,
-    Register::R8,
-    Register::R9,
-    Register::R10,
-    Register::R11,
-];
 
 /// The longest loop that pushes, in instructions.
 const LOOP_INSTRUCTIONS: u32 = 32;
@@ -425,7 +412,9 @@ fn rsp(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Rsp {
             let again = place(instruction).filter(|place| place.base == Base::Rsp);
             return again.map_or(Rsp::Deeper(8), |place| Rsp::PushAgain(place.offset));
         }
-        Mnemonic::Pop if CHANGED_BY_CALLS.contains(&first) => return Rsp::PopAway,
+        Mnemonic::Pop if first.is_gpr64() && first != Register::RSP && !REGISTERS.contains(&first) => {
+            return Rsp::PopAway;
+        }
         Mnemonic::Leave => return if instruction.len() == 1 { Rsp::FromFrame(8) } else { Rsp::Lost },
         Mnemonic::Enter => return Rsp::Lost,
         Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pop | Mnemonic::Popfq
