@@ -4,7 +4,8 @@
 //! there it follows along all ways through the code in both directions, but not through changes of rsp that
 //! are not known. What contradicts itself is not known.
 
-use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, MOST_BYTES, NEVER, RETURNS, Rsp, Use};
+use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, RETURNS};
+use super::effect::{MOST_BYTES, Rsp, Use};
 use super::returns::{self, Proof};
 use super::solve::{Rules, Solution, falls, successors};
 
@@ -158,7 +159,7 @@ impl Depths {
     fn spoil_overwritten(&mut self, code: &Code) {
         for index in 0..code.len() {
             let Some((place, bytes)) = code.effect(index).store else { continue };
-            let Some(depth) = self.solution.raw(index).filter(|_| place.base == super::decode::Base::Rsp) else {
+            let Some(depth) = self.solution.raw(index).filter(|_| place.base == super::effect::Base::Rsp) else {
                 continue;
             };
             let above = place.offset.saturating_sub(depth);

@@ -1,7 +1,8 @@
 //! Where rbp points to the frame: how far below the CFA it is.
 
-use super::decode::{Code, ENTRY, Rsp, Use};
+use super::decode::{Code, ENTRY};
 use super::depth::{Depths, WORD};
+use super::effect::{Rsp, Use};
 use super::solve::{Rules, Solution, successors};
 
 /// rbp is the caller's.

@@ -2,14 +2,16 @@
 
 mod decode;
 mod depth;
+mod effect;
 mod frame;
 mod returns;
 mod saved;
 mod solve;
 
 pub(crate) use decode::Region;
-use decode::{BOUNDARY, Code, FILLER, Rsp};
+use decode::{BOUNDARY, Code, FILLER};
 use depth::{Depths, WORD};
+use effect::Rsp;
 use frame::Frames;
 use profiler_common::row::{BASE_FP, MAX_CFA_OFFSET_BY_8, Rule, SLOT_UNKNOWN};
 use saved::SavedRegister;

@@ -1,7 +1,8 @@
 //! Where the caller's rbp and rbx are.
 
-use super::decode::{Base, Code, Place, Rsp, Use};
+use super::decode::Code;
 use super::depth::{Depths, WORD, is_outside};
+use super::effect::{Base, Place, Rsp, Use};
 use super::frame::Frames;
 use super::solve::{Rules, Solution};
 use profiler_common::row::{MAX_SLOT, SLOT_UNKNOWN};
@@ -15,7 +16,7 @@ struct SavedRules<'a> {
     code: &'a Code,
     depths: &'a Depths,
     frames: &'a Frames,
-    /// Its index in [`super::decode::Effect::uses`].
+    /// Its index in [`super::effect::Effect::uses`].
     register: usize,
 }
 
@@ -89,7 +90,7 @@ impl Rules for SavedRules<'_> {
 pub(super) struct SavedRegister(Solution);
 
 impl SavedRegister {
-    /// `register` is the index in [`super::decode::Effect::uses`].
+    /// `register` is the index in [`super::effect::Effect::uses`].
     pub(super) fn solve(code: &Code, depths: &Depths, frames: &Frames, register: usize) -> Self {
         let rules = SavedRules { code, depths, frames, register };
         let mut solution = Solution::new(code);
