@@ -8,7 +8,7 @@
 //!
 //! | file | side |
 //! |---|---|
-//! | `parent` | the agent: queue, time limits, restarts |
+//! | `parent`, `flight`, `link` | the agent: queue, time limits, restarts; the request on its way; the child and its socket |
 //! | `message`, `*_message` | both: what goes over the socket, every length bounded |
 //! | `child` | the child: its loop |
 //! | `sandbox` | the child: limits, capabilities, system calls |
@@ -19,8 +19,10 @@ mod debug_message;
 mod demangle;
 mod describe;
 mod description_message;
+mod flight;
 mod frames;
 mod generated;
+mod link;
 mod message;
 mod name_message;
 mod parent;
