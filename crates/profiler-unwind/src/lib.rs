@@ -29,6 +29,7 @@ mod expression;
 mod flow;
 mod functions;
 mod go;
+mod holes;
 mod plt;
 mod read;
 mod section;

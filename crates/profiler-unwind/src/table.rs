@@ -7,22 +7,19 @@ use crate::doubt;
 use crate::elf::Elf;
 use crate::entry;
 use crate::error::BuildError;
-use crate::flow::{Analysis, Known, Region};
+use crate::flow::{Analysis, Known};
 use crate::go::{self, GoRows};
+use crate::holes::{self, CODE_ALIGNMENT};
 use crate::plt::{self, Plt};
 use crate::read::{ReadAt, read_bytes};
 use crate::section::{self, Loaded};
 use crate::segment::{Arch, Segment};
 use crate::spans::{self, Span};
-use crate::starts;
 use crate::tiles::Tiles;
 use crate::{eh_return, eh_return_aarch64};
 use profiler_common::address::Svma;
 use profiler_common::row::{Row, Rule};
 use std::ops::Range;
-
-/// Code is aligned to this many bytes. A shorter hole up to such an address is padding.
-const CODE_ALIGNMENT: u64 = 16;
 
 /// How to unwind the addresses `[start, end)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -194,7 +191,7 @@ pub fn build_into(
     let lower = builder.spans(&mut debug_frame)?;
     let mut sources = Sources { eh_frame, debug_frame, go };
     let spans = spans::overlay(spans, lower);
-    builder.analyze(&spans)?;
+    builder.analysis = holes::analyze(file, &elf, builder.plts, &spans)?;
     builder.cover_segments(&mut sources, &spans)?;
     let problems = builder.problems;
     builder.tiles.finish();
@@ -261,49 +258,6 @@ impl<F: ReadAt> Builder<'_, F> {
         })?;
         self.problems.fdes_unreadable += unreadable;
         Ok(spans::disjoint(spans))
-    }
-
-    /// What no span and no PLT covers of the executable segments, but for filling.
-    fn holes(&self, spans: &[Span]) -> Vec<[u64; 2]> {
-        let mut covered: Vec<[u64; 2]> = spans.iter().map(|span| [span.start, span.end()]).collect();
-        covered.extend(self.plts.iter().map(|plt| [plt.start, plt.end]));
-        covered.sort_unstable();
-        let mut holes = Vec::new();
-        for segment in self.elf.executable() {
-            let (start, end) = (segment.svma.0, segment.end().0);
-            let first = covered.partition_point(|[_start, covered_to]| *covered_to <= start);
-            let inside = covered.get(first..).unwrap_or_default().iter().take_while(|[from, _to]| *from < end);
-            let mut at = start;
-            for [from, to] in inside.copied().chain([[end, end]]) {
-                if from > at && (at == start || from == end || from > at.next_multiple_of(CODE_ALIGNMENT)) {
-                    holes.push([at, from]);
-                }
-                at = at.max(to);
-            }
-        }
-        holes
-    }
-
-    /// Looks at the code without CFI, as much of it as is looked at.
-    fn analyze(&mut self, spans: &[Span]) -> Result<(), BuildError> {
-        let (elf, mut left) = (self.elf, bare::BUDGET_BYTES);
-        if elf.arch != Arch::X86_64 {
-            return Ok(());
-        }
-        let mut regions: Vec<(u64, Vec<u8>)> = Vec::new();
-        for [start, end] in self.holes(spans) {
-            let Some((offset, in_file)) = elf.in_file(Svma(start)) else { continue };
-            let length = in_file.min(end - start).min(left);
-            left = left.saturating_sub(length.max(bare::MIN_COST_BYTES));
-            let bytes = read_bytes(self.file, "code without call frame information", offset, length, length)?;
-            regions.push((start, bytes));
-        }
-        if !regions.is_empty() {
-            let regions: Vec<_> = regions.iter().map(|(start, bytes)| Region { start: *start, bytes }).collect();
-            let starts = starts::read(self.file, elf, &regions);
-            self.analysis = Analysis::new(&regions, &starts);
-        }
-        Ok(())
     }
 
     fn cover_segments(&mut self, sources: &mut Sources<'_, F>, spans: &[Span]) -> Result<(), BuildError> {

@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test fails where one of its steps does")]
 
+mod aarch64;
+mod beginnings;
+
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EndianSlice, EvaluationResult, LittleEndian, Location, Register,
     RegisterRule, UnwindContext, UnwindExpression, UnwindSection, UnwindTableRow, Value,
 };
-use object::read::elf::{ElfFile64, ProgramHeader as _};
-use object::{Endianness, Object, ObjectSection, ObjectSegment, ObjectSymbol};
+use object::{Object, ObjectSection};
 use profiler_common::address::{FileOffset, Svma, VirtualAddress};
 use profiler_common::row::{END, OTHER_REGISTERS, RBX, Rule, SLOT_UNKNOWN, UNSUPPORTED};
 use profiler_unwind::{
@@ -328,89 +330,6 @@ fn aarch64_libraries() {
     ]);
 }
 
-/// The instructions of aarch64 in a file's functions, by their symbols.
-struct Instructions {
-    bytes: Vec<u8>,
-    functions: Vec<(String, u64, u64)>,
-}
-
-impl Instructions {
-    fn read(path: &str) -> Option<Self> {
-        let Ok(bytes) = std::fs::read(path) else {
-            println!("skipped {path}: not on this machine");
-            return None;
-        };
-        let symbols = object::File::parse(&*bytes).unwrap();
-        let symbols = symbols
-            .dynamic_symbols()
-            .map(|symbol| (symbol.name().unwrap().to_owned(), symbol.address(), symbol.address() + symbol.size()));
-        Some(Self { functions: symbols.collect(), bytes })
-    }
-
-    fn function(&self, name: &str) -> (u64, u64) {
-        let (_name, start, end) = self.functions.iter().find(|(other, ..)| other == name).unwrap();
-        (*start, *end)
-    }
-
-    /// Code has the same place in these files as in memory.
-    fn at(&self, svma: u64) -> u32 {
-        let at = usize::try_from(svma).unwrap();
-        u32::from_le_bytes(self.bytes[at..at + 4].try_into().unwrap())
-    }
-
-    /// Where `bl` or `b` goes.
-    fn target(&self, svma: u64) -> u64 {
-        svma.wrapping_add_signed(i64::from(self.at(svma).cast_signed() << 6 >> 4))
-    }
-}
-
-/// Behind `uw_install_context_1` comes `_Unwind_DebugHook`, which does nothing but return.
-#[test]
-fn aarch64_stacks_are_cut_from_where_the_context_is_installed() {
-    let Some(code) = Instructions::read("/usr/aarch64-linux-gnu/lib/libgcc_s.so.1") else { return };
-    let table = build(&code.bytes).unwrap();
-    let is_cut = |svma: u64| lookup(&table, Svma(svma)) == Some(Rule::UNSUPPORTED);
-    for name in ["RaiseException", "ForcedUnwind", "Resume", "Resume_or_Rethrow"] {
-        let (start, end) = code.function(&format!("_Unwind_{name}"));
-        let words = || (start..end).step_by(4);
-        let calls: Vec<u64> = words().filter(|svma| code.at(*svma) >> 26 == 0x25).collect();
-        let returns = |svma: u64| code.at(svma) == 0xd65f_03c0;
-        let does_nothing = |svma: u64| returns(svma) || code.at(svma) == 0xd503_245f && returns(svma + 4);
-        let hook = calls.iter().position(|call| does_nothing(code.target(*call))).unwrap();
-        assert!(!is_cut(calls[hook - 2]) && is_cut(calls[hook - 1]) && is_cut(calls[hook]), "{name}");
-        // add sp, sp, xN.
-        let leaves = words().find(|svma| code.at(*svma) & 0xffe0_ffff == 0x8b20_63ff).unwrap();
-        assert!(is_cut(leaves - 4) && is_cut(leaves) && is_cut(leaves + 4), "{name}");
-        let cut = words().filter(|svma| is_cut(*svma)).count();
-        assert!(cut * 3 < words().count() * 2, "{name}: {cut} instructions");
-    }
-    let (start, end) = code.function("_Unwind_Backtrace");
-    assert!(!(start..end).any(is_cut));
-}
-
-/// `__startcontext` has no symbol, but goes to `setcontext`: mov x0, x19; cbnz x0, `setcontext`.
-#[test]
-fn aarch64_contexts_end_stacks() {
-    let Some(code) = Instructions::read("/usr/aarch64-linux-gnu/lib/libc.so.6") else { return };
-    let table = build(&code.bytes).unwrap();
-    let (start, end) = code.function("setcontext");
-    let goes_to_it = |svma: &u64| {
-        let distance = (code.at(svma + 4) & 0xff_ffff).cast_signed() << 8 >> 13 << 2;
-        code.at(*svma) == 0xaa13_03e0
-            && code.at(svma + 4) >> 24 == 0xb5
-            && u64::from(distance.unsigned_abs()) == svma + 4 - start
-    };
-    let next = (end..end + 256).step_by(4).find(goes_to_it).unwrap();
-    let rules = [next - 1, next, next + 8].map(|svma| lookup(&table, Svma(svma)).unwrap());
-    assert_eq!(rules, [Rule::END; 3]);
-    let (start, end) = code.function("swapcontext");
-    let find = |mask: u32, word: u32| (start..end).step_by(4).find(|svma| code.at(*svma) & mask == word);
-    // adr x30: not in glibc 2.31.
-    let (adr, call) = (find(0x9f00_001f, 0x1000_001e), find(!0, 0xd400_0001).unwrap());
-    let is_cut = lookup(&table, Svma(call)) == Some(Rule::UNSUPPORTED);
-    assert_eq!(is_cut, adr.is_some(), "x30 holds where it goes on later");
-}
-
 #[test]
 fn without_section_headers_the_same_rows_come_out() {
     for path in ["/proc/self/exe", "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/aarch64-linux-gnu/lib/libm.so.6"] {
@@ -491,139 +410,4 @@ fn functions_start_where_their_fdes_do() {
     assert!(starts.len() > 1000);
     assert_eq!(profiler_unwind::function_starts(&bytes, &addresses).unwrap(), starts);
     assert_eq!(profiler_unwind::function_starts(&bytes, &[Svma(0), Svma(u64::MAX)]).unwrap(), [None, None]);
-}
-
-/// How many bytes from the entry point on end stacks, and the code there.
-fn beginning(bytes: &Vec<u8>) -> (usize, Vec<u8>) {
-    const MOST: u64 = 128;
-    let elf = object::File::parse(bytes.as_slice()).unwrap();
-    let (table, entry) = (build(bytes).unwrap(), elf.entry());
-    let ended = (0..MOST).take_while(|at| lookup(&table, Svma(entry + at)) == Some(Rule::END)).count();
-    let segment =
-        elf.segments().find(|segment| (segment.address()..segment.address() + segment.size()).contains(&entry));
-    let code =
-        segment.map(|segment| segment.data().unwrap()[usize::try_from(entry - segment.address()).unwrap()..].to_vec());
-    (ended, code.unwrap_or_default())
-}
-
-/// The path of the loader that a program asks for.
-fn interpreter(path: &str) -> Option<String> {
-    let bytes = std::fs::read(path).unwrap();
-    let elf = ElfFile64::<Endianness>::parse(bytes.as_slice()).unwrap();
-    let endian = elf.endian();
-    let path = elf.elf_program_headers().iter().find_map(|header| header.interpreter(endian, elf.data()).ok()?)?;
-    Some(String::from_utf8(path.to_vec()).unwrap())
-}
-
-/// glibc's loader leaves its beginning by `jmp *%r12`, musl's by its first call; aarch64's by a branch.
-#[test]
-fn loaders_begin_at_their_entry_points() {
-    let own = interpreter("/proc/self/exe");
-    let Some(own) = own else {
-        println!("skipped: a static program has no loader");
-        return;
-    };
-    for path in [own.as_str(), "/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1"] {
-        let Ok(bytes) = std::fs::read(path) else {
-            println!("skipped {path}: not on this machine");
-            continue;
-        };
-        let (ended, code) = beginning(&bytes);
-        println!("{path}: {ended} bytes");
-        assert!((1..=code.len()).contains(&ended), "{path}: {ended}");
-        match (object::File::parse(&*bytes).unwrap().architecture(), path.contains("musl")) {
-            (object::Architecture::X86_64, false) => {
-                let jump = code.windows(3).position(|bytes| bytes == [0x41, 0xff, 0xe4]).unwrap();
-                assert_eq!(ended, jump + 3, "{path}");
-            }
-            (object::Architecture::X86_64, true) => assert_eq!(code[ended - 5], 0xe8, "{path}"),
-            (_, _) => assert_eq!(ended % 4, 0, "{path}"),
-        }
-    }
-}
-
-/// Older linkers stated the start of `.text` as the entry point of libraries, where a function is that
-/// has callers.
-#[test]
-fn libraries_begin_nowhere() {
-    let mut checked = 0;
-    for folder in ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"] {
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let names = entries.filter(|entry| entry.file_name().to_string_lossy().contains(".so"));
-        for path in names.map(|entry| entry.path()).filter(|path| path.is_file() && !path.is_symlink()) {
-            let path = path.display().to_string();
-            if checked < 10 && states_start_of_text(&path) {
-                assert_eq!(beginning(&std::fs::read(&path).unwrap()).0, 0, "{path}");
-                checked += 1;
-            }
-        }
-    }
-    if checked == 0 {
-        println!("skipped: no library of a linker that stated the start of its code");
-    }
-}
-
-/// Whether a file is a library that can't be run and has an entry point all the same.
-fn states_start_of_text(path: &str) -> bool {
-    let file = std::fs::File::open(path).unwrap();
-    let cache = object::ReadCache::new(file);
-    let Ok(elf) = ElfFile64::<Endianness, _>::parse(&cache) else { return false };
-    let text = elf.section_by_name(".text").map(|section| section.address());
-    text == Some(elf.entry()) && interpreter(path).is_none()
-}
-
-/// `_init` and `_fini` as objdump shows them: what the return address is above rsp, in words.
-#[test]
-fn start_files_are_unwound_at_every_instruction() {
-    let mut checked = 0;
-    let libraries = ["/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0", "/usr/lib/x86_64-linux-gnu/libselinux.so.1"];
-    for path in ["/proc/self/exe"].into_iter().chain(libraries) {
-        let Ok(bytes) = std::fs::read(path) else {
-            println!("skipped {path}: not on this machine");
-            continue;
-        };
-        let table = build(&bytes).unwrap();
-        let elf = object::File::parse(&*bytes).unwrap();
-        for name in [".init", ".fini"] {
-            let Some(section) = elf.section_by_name(name) else {
-                println!("skipped {path}: no {name}");
-                continue;
-            };
-            let code = section.data().unwrap();
-            let find = |what: [u8; 4]| code.windows(4).position(|bytes| bytes == what);
-            let (Some(sub_at), Some(add_at)) = (find([0x48, 0x83, 0xec, 0x08]), find([0x48, 0x83, 0xc4, 0x08])) else {
-                println!("skipped {path}: its {name} is not that of glibc for x86_64");
-                continue;
-            };
-            for at in 0..code.len() {
-                let words = if (sub_at + 4..add_at + 4).contains(&at) { 2 } else { 1 };
-                let found = lookup(&table, Svma(section.address() + at as u64));
-                assert_eq!(found, Some(Rule::x86_64(0, 0, words)), "{path} {name} at {at}");
-                checked += 1;
-            }
-        }
-    }
-    println!("{checked} addresses");
-    // crti.o is linked into this program, too.
-    assert!(checked > 0 || !cfg!(all(target_arch = "x86_64", target_env = "gnu")));
-}
-
-#[test]
-fn no_code_of_the_start_files_is_cut() {
-    const FUNCTIONS: [&str; 6] =
-        ["_init", "_fini", "deregister_tm_clones", "register_tm_clones", "__do_global_dtors_aux", "frame_dummy"];
-    let path = "/proc/self/exe";
-    let bytes = std::fs::read(path).unwrap();
-    let table = build(&bytes).unwrap();
-    if table.arch != Arch::X86_64 {
-        return;
-    }
-    let elf = object::File::parse(&*bytes).unwrap();
-    let mut checked = 0;
-    for symbol in elf.symbols().filter(|symbol| symbol.name().is_ok_and(|name| FUNCTIONS.contains(&name))) {
-        let rule = lookup(&table, Svma(symbol.address()));
-        assert_eq!(rule, Some(Rule::x86_64(0, 0, 1)), "{path}: {}", symbol.name().unwrap());
-        checked += 1;
-    }
-    assert!(checked == 0 || checked == FUNCTIONS.len(), "{checked} of them: is the program linked by gcc?");
 }
