@@ -5,11 +5,23 @@
 //! hide them without a word, so what is not known for a beginning is none, and it ends early.
 
 use crate::bytes::u32_at;
+use crate::elf::Elf;
+use crate::read::{ReadAt, read_bytes};
 use crate::segment::Arch;
 
 /// Bytes from the entry point on that are looked at. The longest beginning, that of glibc's loader,
 /// has 61 on x86_64 and had 71 before 2.36.
 pub(crate) const MOST_BYTES: u64 = 128;
+
+/// Bytes of `endbr64`.
+pub(crate) const LANDING_BYTES: u64 = ENDBR64.len() as u64;
+
+/// Whether `endbr64` is at the entry point.
+pub(crate) fn lands(file: &impl ReadAt, elf: &Elf) -> bool {
+    let place = elf.in_file(elf.entry).filter(|(_offset, left)| elf.arch == Arch::X86_64 && *left >= LANDING_BYTES);
+    let read = |(offset, _left)| read_bytes(file, "the entry point", offset, LANDING_BYTES, LANDING_BYTES).ok();
+    place.and_then(read).is_some_and(|code| code == ENDBR64)
+}
 
 /// How many bytes of `code`, which is at the entry point, are the beginning of a program; 0 when it is
 /// not known for one and not said to be one by the file's headers (`is_program`).

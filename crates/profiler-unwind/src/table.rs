@@ -272,6 +272,10 @@ impl<F: ReadAt> Builder<'_, F> {
                     self.tiles.take_back(span.start.saturating_sub(1));
                     self.tiles.cover(span.end(), Rule::END)?;
                 }
+                if span.start == self.entry.start && entry::lands(self.file, elf) {
+                    // CFI says so behind that instruction only.
+                    self.tiles.cover((span.start + entry::LANDING_BYTES).min(span.end()), Rule::END)?;
+                }
                 self.cover_span(sources, span)?;
             }
             // Nothing follows that would need padding, but a short `_fini` may be there.

@@ -121,6 +121,19 @@ fn cfi_that_forgets_what_is_pushed_is_not_believed() {
 }
 
 #[test]
+fn a_program_begins_where_its_cfi_does_not_say_so_yet() {
+    let mut file = ElfFile::new(X86_64, 96);
+    // endbr64; xor %ebp, %ebp; mov %rdx, %r9; pop %rsi; ...; call; hlt.
+    file.code[16..26].copy_from_slice(&[0xf3, 0x0f, 0x1e, 0xfa, 0x31, 0xed, 0x49, 0x89, 0xd1, 0x5e]);
+    file.code[40..46].copy_from_slice(&[0xe8, 0, 0, 0, 0, 0xf4]);
+    let initial = Cfi::eh_frame().cie("", 16, X86_64_INITIAL);
+    let file = file.cfi(&initial.fde(16, 40, &[op::advance(4), op::UNDEFINED, 16]));
+    assert_eq!(rules(&file, [16, 20]), [TOP, Rule::END]);
+    let program = ElfFile { entry: CODE + 16, program: true, ..file };
+    assert_eq!(rules(&program, [16, 19, 20, 46]), [Rule::END; 4]);
+}
+
+#[test]
 fn local_functions_begin_where_no_part_of_another_one_does() {
     // jmp to the other one: test %rdi, %rdi; je over the next one; push %rax; ret.
     let code: [(usize, &[u8]); 2] = [(0, &[0xe9, 27, 0, 0, 0]), (32, &[0x48, 0x85, 0xff, 0x74, 1, 0x50, 0xc3])];
