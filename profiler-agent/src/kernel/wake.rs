@@ -17,8 +17,15 @@ use super::sideband::Sideband;
 /// How long records gather before the first one is read: those of an exec come within that.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// How long sideband records may gather from then on: one exec makes dozens.
+/// How long sideband records may gather from then on, as long as they lead to processes that are looked at: one that
+/// lives for 15 ms is to be found there.
 const REST: Duration = Duration::from_millis(10);
+
+/// How long where none was looked at in the last [`HURRY`] rounds, because all files were known.
+const LONG_REST: Duration = Duration::from_millis(25);
+
+/// Rounds in which more is to be looked at, after one in which something was.
+const HURRY: u32 = 100;
 
 /// Tells when the kernel's rings are to be read: soon after the first record, and then at intervals as long as
 /// more come. Meanwhile no record wakes us, and the timer of a runtime would cost more than this one.
@@ -29,6 +36,8 @@ pub struct Wake {
     is_open: Cell<bool>,
     timer: AsyncFd<OwnedFd>,
     is_ticking: Cell<bool>,
+    /// Rounds that are to be short from now on.
+    hurry: Cell<u32>,
 }
 
 impl Wake {
@@ -51,20 +60,40 @@ impl Wake {
         let gate = unsafe { AsyncFd::register(gate) }?;
         // SAFETY: as above.
         let timer = unsafe { AsyncFd::register(timer) }?;
-        Ok(Self { rings, gate, is_open: Cell::new(false), timer, is_ticking: Cell::new(false) })
+        Ok(Self {
+            rings,
+            gate,
+            is_open: Cell::new(false),
+            timer,
+            is_ticking: Cell::new(false),
+            hurry: Cell::new(HURRY),
+        })
     }
 
     /// Waits until the rings are to be read. Cancel-safe.
     pub async fn due(&self, sideband: &Sideband) {
         if !self.is_ticking.get() {
             self.woken(sideband).await;
-            self.tick(GATHER, REST);
+            self.tick(GATHER, self.rest());
         }
         if let Ok(mut ready) = self.timer.readable().await {
             ready.clear_ready();
         }
         // Without that it does not go on (`timerfd_read_iter` in linux/fs/timerfd.c).
         let _times = rustix::io::read(self.timer.get_ref(), &mut [0; 8]);
+    }
+
+    /// The rings were read. Processes had to be looked at for what was in them, or not.
+    pub fn pace(&self, looked: bool) {
+        let before = self.rest();
+        self.hurry.set(if looked { HURRY } else { self.hurry.get().saturating_sub(1) });
+        if self.is_ticking.get() && self.rest() != before {
+            self.tick(self.rest(), self.rest());
+        }
+    }
+
+    fn rest(&self) -> Duration {
+        if self.hurry.get() > 0 { REST } else { LONG_REST }
     }
 
     /// Nothing was in the rings: from now on the next record tells when they are to be read.

@@ -227,6 +227,16 @@ struct Early {
 /// Files that are opened early at a time, at most: the others are opened when their turn comes.
 const MOST_EARLY: usize = 4096;
 
+/// What [`Executables::open_early`] had to do.
+pub(crate) enum Foreseen {
+    /// Nothing: the file is known by its number, or there is none.
+    Known,
+    /// It looked at the process: the file is one that was seen before, or could not be opened.
+    Looked,
+    /// The same, and the file was not seen before.
+    New(FileKey),
+}
+
 /// What [`Executables::find`] found.
 pub(crate) enum Found {
     /// A known file.
@@ -324,26 +334,26 @@ impl Executables {
     }
 
     /// Opens the file of a mapping that is not applied yet: the process may soon be gone, and the file
-    /// removed. Returns it when it is new.
-    pub(crate) fn open_early(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Option<FileKey> {
+    /// removed.
+    pub(crate) fn open_early(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Foreseen {
         let of_file = mapping.file.inode != 0 && !tells_of_jitdump(mapping);
         if !of_file || self.early.len() >= MOST_EARLY || self.by_number(mapping.file, at).is_some() {
-            return None;
+            return Foreseen::Known;
         }
         let place = (pid, mapping.start, mapping.file);
         match open(pid, mapping, at) {
             Opened::File(file) => match self.opened(pid, mapping, file, at) {
                 Found::Known(key) => {
                     self.early.insert(place, Early { key, is_old: false });
-                    None
+                    Foreseen::Looked
                 }
                 Found::New(key) => {
                     self.early.insert(place, Early { key, is_old: false });
-                    Some(key)
+                    Foreseen::New(key)
                 }
-                Found::Unreadable(_) | Found::Nothing => None,
+                Found::Unreadable(_) | Found::Nothing => Foreseen::Looked,
             },
-            Opened::NoFile | Opened::Nothing => None,
+            Opened::NoFile | Opened::Nothing => Foreseen::Looked,
         }
     }
 

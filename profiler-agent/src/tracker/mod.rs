@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use profiler_common::address::{MonotonicNs, Pid};
 
-use self::executables::{Executables, Found, Unwinding};
+use self::executables::{Executables, Foreseen, Found, Unwinding};
 use self::placement::Placement;
 use self::process::Process;
 use crate::clock;
@@ -209,17 +209,23 @@ impl Tracker {
         self.publish_touched();
     }
 
-    /// Opens the files of new mappings whose turn comes after `until`: short lives are over by then.
-    pub(crate) fn open_early(&mut self, events: &[SidebandEvent], until: MonotonicNs) {
+    /// Opens the files of new mappings whose turn comes after `until`: short lives are over by then. Returns whether
+    /// processes had to be looked at for that.
+    pub(crate) fn open_early(&mut self, events: &[SidebandEvent], until: MonotonicNs) -> bool {
+        let mut looked = false;
         for event in events.iter().filter(|event| event.time > until) {
-            if let SidebandKind::Mapped(mapping) = &event.kind
-                && (self.interest.holds(event.pid) || self.followed.contains(event.pid))
-                && let Some(key) = self.executables.open_early(event.pid, mapping, event.time)
-                && self.has_room_in_advance()
-            {
-                self.ask(key);
+            let SidebandKind::Mapped(mapping) = &event.kind else { continue };
+            if !self.interest.holds(event.pid) && !self.followed.contains(event.pid) {
+                continue;
             }
+            match self.executables.open_early(event.pid, mapping, event.time) {
+                Foreseen::Known => continue,
+                Foreseen::New(key) if self.has_room_in_advance() => self.ask(key),
+                Foreseen::New(_) | Foreseen::Looked => {}
+            }
+            looked = true;
         }
+        looked
     }
 
     /// The time up to which everything is known that happened.
