@@ -7,7 +7,8 @@ use profiler_common::address::{MonotonicNs, Tid};
 use profiler_common::record::{Sample, SampleHeader, StopReason};
 use profiler_common::step::Machine;
 
-use super::{FINISH, Session, SessionError};
+use super::closing::FINISH;
+use super::{Session, SessionError};
 use crate::clock;
 use crate::kernel::KernelError;
 use crate::locate::{LocatedSample, locate_standing, recheck};

@@ -8,7 +8,7 @@ use profiler_common::counter::Counter;
 use profiler_unwind::UnwindTable;
 
 use super::Tracker;
-use super::executables::{PlacedPart, Unwinding};
+use super::executable::{PlacedPart, Unwinding};
 use crate::clock;
 use crate::worker::FileKey;
 

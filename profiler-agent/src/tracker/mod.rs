@@ -2,6 +2,7 @@
 //! tables, kept true to them.
 
 mod eviction;
+mod executable;
 mod executables;
 mod frame_setup;
 mod open;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 
 use profiler_common::address::{MonotonicNs, Pid};
 
-use self::executables::{Executables, Foreseen, Found, Unwinding};
+use self::executable::Unwinding;
+use self::executables::{Executables, Foreseen, Found};
 use self::placement::Placement;
 use self::process::Process;
 use crate::clock;
@@ -32,7 +34,7 @@ use crate::worker::FileKey;
 use profiler_common::counter::Counter;
 use profiler_unwind::UnwindTable;
 
-pub(crate) use self::executables::Executable;
+pub(crate) use self::executable::Executable;
 pub(crate) use self::open::{Opening, folder_in, open_in, open_owned, root_of, tmp_in};
 pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedProcess};
 

@@ -6,7 +6,7 @@ use profiler_common::range::{ProcessEntry, Range};
 use profiler_common::row::Row;
 use profiler_common::search::Extent;
 
-use super::executables::PlacedPart;
+use super::executable::PlacedPart;
 use super::process::Slot;
 use super::space::Space;
 use crate::clock;

@@ -10,7 +10,8 @@ use profiler_common::range::Range;
 use profiler_common::row::{Row, Rule};
 use profiler_unwind::UnwindTable;
 
-use super::executables::{ANONYMOUS, TRAMPOLINES, Unwinding};
+use super::executable::Unwinding;
+use super::executables::{ANONYMOUS, TRAMPOLINES};
 use super::process::Process;
 use super::space::QUARANTINE;
 use super::{Tracker, WantedTable, trampoline};
