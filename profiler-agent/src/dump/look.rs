@@ -28,6 +28,9 @@ const STOP: Duration = Duration::from_millis(10);
 /// From one look to the next, when threads are left.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// The state of a thread that a tracer stopped (proc_pid_stat(5)).
+const TRACED: char = 't';
+
 /// A thread that was there at the first look.
 #[derive(Debug)]
 pub(super) struct Seen {
@@ -200,6 +203,7 @@ pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Res
     let end = Instant::now() + PATIENCE;
     let stopper = Stopper::start().map_err(SessionError::Stopper)?;
     let mut threads = Threads::new();
+    let mut before = HashMap::new();
     for pid in processes {
         for tid in proc_fs::threads(*pid) {
             threads.insert(tid, Seen { pid: *pid, comm: proc_fs::comm(tid), sight: Sight::Awaited });
@@ -213,7 +217,11 @@ pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Res
                 seen.sight = Sight::missed(seen.pid, *tid, "there was no time left to stop it".to_owned());
                 continue;
             }
-            match stop_and_read(session, &stopper, *tid, seen, now > end).await {
+            let Some(status) = status_before_stops(&mut before, (seen.pid, *tid)) else {
+                seen.sight = Sight::Ended;
+                continue;
+            };
+            match stop_and_read(session, &stopper, (*tid, status), seen, now > end).await {
                 Some(sight) => seen.sight = sight,
                 None => left = true,
             }
@@ -225,15 +233,24 @@ pub(super) async fn by_stopping(session: &mut Session, processes: &[Pid]) -> Res
     }
 }
 
+/// What /proc says of a thread; what it said before we told the thread to stop, where that stop is all that it says now.
+fn status_before_stops(before: &mut HashMap<Tid, Status>, (pid, tid): (Pid, Tid)) -> Option<Status> {
+    let now = Status::of((pid, tid), false)?;
+    if now.state == TRACED {
+        return Some(before.get(&tid).cloned().unwrap_or(now));
+    }
+    before.insert(tid, now.clone());
+    Some(now)
+}
+
 /// `None` when it has to wait for a table, or until the thread stops.
 async fn stop_and_read(
     session: &mut Session,
     stopper: &Stopper,
-    tid: Tid,
+    (tid, status): (Tid, Status),
     seen: &Seen,
     give_up: bool,
 ) -> Option<Sight> {
-    let Some(status) = Status::of((seen.pid, tid), false) else { return Some(Sight::Ended) };
     if status.is_over() {
         return Some(Sight::zombie(status));
     }
