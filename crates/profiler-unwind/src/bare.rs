@@ -134,8 +134,16 @@ fn by_bytes<E>(
             current = nothing;
             at += 1;
         } else if let Some(distance) = prologue(code, at) {
-            // Where rsp was moved before rbp is pushed, what is on top need not be the return address.
-            if distance == 1 && analysis.marks(address.saturating_sub(1)) & MOVED == 0 {
+            let pushed_at = address.saturating_sub(distance as u64);
+            if analysis.marks(pushed_at) & MOVED != 0 && !pushes_return_address(code, at - distance) {
+                // What is on top of the stack where rbp is pushed need not be the return address.
+                cover(pushed_at, current)?;
+                cover(address.saturating_add(3), nothing)?;
+                current = nothing;
+                at += 3;
+                continue;
+            }
+            if distance == 1 {
                 cover(address.saturating_sub(1), current)?;
                 cover(address, NO_FRAME)?;
                 cover(address.saturating_add(3), Rule::x86_64(0, 2, 2))?;
@@ -167,6 +175,12 @@ fn by_bytes<E>(
 /// The rules of a function of the start files, by where they end, if one is at the start of `code`.
 fn start_file_code(current: Rule, address: u64, code: &[u8]) -> Option<Vec<(usize, Rule)>> {
     if current == Rule::NO_FRAME_POINTER { crt::rules(address, code) } else { None }
+}
+
+/// Whether the return address is pushed again before `at`, as compilers do behind what aligns the stack:
+/// `push -8(%r10)`.
+fn pushes_return_address(code: &[u8], at: usize) -> bool {
+    code.get(..at).is_some_and(|before| before.ends_with(&[0x41, 0xff, 0x72, 0xf8]))
 }
 
 /// When `mov %rsp, %rbp` is at `at`: how many bytes before it rbp was pushed.

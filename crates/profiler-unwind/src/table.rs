@@ -272,7 +272,7 @@ impl<F: ReadAt> Builder<'_, F> {
                     self.tiles.take_back(span.start.saturating_sub(1));
                     self.tiles.cover(span.end(), Rule::END)?;
                 }
-                if span.start == self.entry.start && entry::lands(self.file, elf) {
+                if self.entry.contains(&span.start) && entry::lands(self.file, elf) {
                     // CFI says so behind that instruction only.
                     self.tiles.cover((span.start + entry::LANDING_BYTES).min(span.end()), Rule::END)?;
                 }

@@ -26,6 +26,12 @@ fn file(code: &[(usize, &[u8])], functions: &[(&str, bool, u64)]) -> ElfFile {
     file
 }
 
+/// The file with returns behind its code that take a word off the stack, as where callees pop.
+fn popping(mut file: ElfFile) -> ElfFile {
+    file.code.extend([0xc2, 8, 0].repeat(16));
+    file
+}
+
 /// The rules at some offsets.
 fn rules<const N: usize>(file: &ElfFile, at: [u64; N]) -> [Rule; N] {
     let table = build(&file.bytes()).unwrap();
@@ -48,10 +54,12 @@ fn a_return_address_that_is_pushed_again_counts() {
     let jump = [0xe9, 9, 0, 0, 0];
     let mut file = file(&[(0, &code), (18, &jump), (32, &[0xc3])], &[("f", true, 0), ("g", true, 32)]);
     let saved = Rule::x86_64(0, 0, 2);
-    assert_eq!(rules(&file, [0, 4, 8, 13, 18, 32]), [TOP, saved, TOP, TOP, TOP, TOP]);
+    assert_eq!(rules(&popping(file.clone()), [0, 4, 8, 13, 18, 32]), [TOP, saved, TOP, TOP, TOP, TOP]);
+    // Where callees pop nothing it is an argument like any other, and g is not called so.
+    assert_eq!(rules(&file, [0, 4, 8, 32]), [CUT, CUT, CUT, TOP]);
     // push (%rsp) in its place pushes something else, over which nothing may be stored.
     file.code[4..8].copy_from_slice(&[0xff, 0x34, 0x24, 0x90]);
-    assert_eq!(rules(&file, [0, 4, 8]), [CUT; 3]);
+    assert_eq!(rules(&popping(file), [0, 4, 8]), [CUT; 3]);
 }
 
 #[test]
@@ -65,26 +73,28 @@ fn arguments_are_taken_off_the_stack_by_who_is_called() {
     assert_eq!(rules(&file, [0, 1, 5, 6]), [TOP, CUT, CUT, TOP]);
 }
 
-/// What calls without aligning the stack and never returns may be the beginning of a coroutine, but not where others
-/// that return do not align it either.
+/// What calls without aligning the stack and never returns may be the beginning of a coroutine, but not where callees
+/// pop.
 #[test]
 fn calls_without_alignment_show_something_where_others_align() {
     // push %rbx; push %rbx; call the ret; pop %rbx; pop %rbx; jmp *%rcx.
     let odd = [0x53, 0x53, 0xe8, 9, 0, 0, 0, 0x5b, 0x5b, 0xff, 0xe1];
-    let both = Rule::x86_64(0, 0, 3).with_rbx(2);
-    for (pushes, expected) in [(2, [TOP, both]), (1, [CUT; 2])] {
-        // The same number of pops and ret at the end, and many calls.
-        let mut other = vec![0x53; pushes];
-        for call in 0..16 {
-            let distance = 16 - 48 - pushes as i32 - 5 * (call + 1);
-            other.extend([0xe8].into_iter().chain(distance.to_le_bytes()));
-        }
-        other.extend(vec![0x5b; pushes].into_iter().chain([0xc3]));
-        let mut file = file(&[(0, &odd), (16, &[0xc3])], &[("f", true, 0), ("g", true, 48)]);
-        file.code.resize(48, 0x90);
-        file.code.extend(other);
-        assert_eq!(rules(&file, [0, 2]), expected, "{pushes}");
-    }
+    let file = file(&[(0, &odd), (16, &[0xc3])], &[("f", true, 0), ("g", true, 16)]);
+    assert_eq!(rules(&file, [0, 2]), [CUT; 2]);
+    assert_eq!(rules(&popping(file), [0, 2]), [TOP, Rule::x86_64(0, 0, 3).with_rbx(2)]);
+}
+
+/// Compilers keep the address of a variable in rbp, and count it up: it points to the frame once.
+#[test]
+fn where_rsp_is_known_rbp_is_not_asked() {
+    // push %rbp; sub $16, %rsp; mov %rsp, %rbp; add $8, %rbp; dec %rcx; jne to the add; add $16, %rsp; pop %rbp; ret.
+    let code = [
+        0x55, 0x48, 0x83, 0xec, 0x10, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xc5, 0x08, 0x48, 0xff, 0xc9, 0x75, 0xf7, 0x48,
+        0x83, 0xc4, 0x10, 0x5d, 0xc3,
+    ];
+    let file = file(&[(0, &code)], &[("f", true, 0)]);
+    let [one, all] = [2, 4].map(|words| Rule::x86_64(0, 2, words));
+    assert_eq!(rules(&file, [0, 1, 5, 8, 12, 15, 17, 21, 22]), [TOP, one, all, all, all, all, all, one, TOP]);
 }
 
 #[test]
@@ -92,7 +102,11 @@ fn what_moves_rsp_before_it_pushes_rbp_need_not_have_the_return_address_on_top()
     // pop %r15; push %rbp; mov %rsp, %rbp; push %r15; ret: a frame is made for the caller.
     let code = [0x41, 0x5f, 0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0xc3];
     let file = file(&[(0, &code)], &[("f", true, 0)]);
-    assert_eq!(rules(&file, [2, 3]), [CUT; 2]);
+    assert_eq!(rules(&file, [2, 3, 6]), [CUT; 3]);
+    // pop %r11; push %rbp; mov %rsp, %rbp; nop, ...; pop %rbp; jmp *%r11.
+    let code = [0x41, 0x5b, 0x55, 0x48, 0x89, 0xe5, 0x90, 0x90, 0x5d, 0x41, 0xff, 0xe3];
+    let file = self::file(&[(0, &code)], &[("f", true, 0)]);
+    assert_eq!(rules(&file, [2, 3, 6, 7, 8, 9]), [CUT; 6]);
 }
 
 #[test]
@@ -129,8 +143,12 @@ fn a_program_begins_where_its_cfi_does_not_say_so_yet() {
     let initial = Cfi::eh_frame().cie("", 16, X86_64_INITIAL);
     let file = file.cfi(&initial.fde(16, 40, &[op::advance(4), op::UNDEFINED, 16]));
     assert_eq!(rules(&file, [16, 20]), [TOP, Rule::END]);
-    let program = ElfFile { entry: CODE + 16, program: true, ..file };
+    let program = ElfFile { entry: CODE + 16, program: true, ..file.clone() };
     assert_eq!(rules(&program, [16, 19, 20, 46]), [Rule::END; 4]);
+    // endbr64; push %rbp: a function that a library names as its entry.
+    let mut library = ElfFile { entry: CODE + 16, ..file };
+    library.code[20] = 0x55;
+    assert_eq!(rules(&library, [16, 19]), [TOP; 2]);
 }
 
 #[test]

@@ -66,6 +66,11 @@ pub(crate) struct Region<'a> {
 /// In [`Code::calls`]: the address of what is called is at that address.
 const IN_MEMORY: u64 = 1 << 63;
 
+/// So many returns that take arguments off the stack, at least, and such a part of all: a tenth and more of V8's do,
+/// none of what compilers of C make.
+const POPPING_RETURNS: usize = 16;
+const POPPING_PART: usize = 20;
+
 /// The longest loop that pushes, in instructions.
 const LOOP_INSTRUCTIONS: u32 = 32;
 
@@ -77,6 +82,8 @@ pub(super) struct Code {
     jumps: Vec<(u32, u32)>,
     /// Calls by what is called, as far as that is the same for the same number: (number, where from), sorted.
     pub(super) calls: Vec<(u64, u32)>,
+    /// What is called here takes its arguments off the stack (V8): what rsp is behind a call is not what it was.
+    pub(super) callees_pop: bool,
 }
 
 impl Code {
@@ -114,7 +121,14 @@ impl Code {
 
     /// Decodes one instruction after the other; none reaches over a mark.
     fn sweep(base: u64, pieces: &[Region<'_>], marks: &[u32]) -> Self {
-        let mut code = Self { insns: Vec::new(), effects: vec![NOTHING], jumps: Vec::new(), calls: Vec::new() };
+        let mut code = Self {
+            insns: Vec::new(),
+            effects: vec![NOTHING],
+            jumps: Vec::new(),
+            calls: Vec::new(),
+            callees_pop: false,
+        };
+        let (mut returns, mut popping) = (0, 0);
         let mut factory = InstructionInfoFactory::new();
         let mut marks = marks.iter().copied().peekable();
         for piece in pieces {
@@ -131,11 +145,20 @@ impl Code {
                     insn.effect = code.effects.len() as u32;
                     code.effects.push(effect);
                 }
+                returns += usize::from(matches!(insn.flow, Flow::Return | Flow::ReturnMore));
+                popping += usize::from(insn.flow == Flow::ReturnMore && pops_some_words(bytes));
                 at += usize::from(insn.length);
                 insn.flags |= std::mem::take(&mut flags);
                 code.insns.push(insn);
             }
             code.insns.push(Insn { at: (start + at) as u32, length: 0, ..NO_INSN });
+        }
+        code.callees_pop = popping >= POPPING_RETURNS && popping >= returns / POPPING_PART;
+        if !code.callees_pop {
+            // To who is called it is an argument like any other.
+            for effect in code.effects.iter_mut().filter(|effect| matches!(effect.rsp, Rsp::PushAgain(_))) {
+                effect.rsp = Rsp::Deeper(8);
+            }
         }
         code
     }
@@ -267,6 +290,12 @@ fn read(
     }
     let moves = matches!(insn.flow, Flow::Next | Flow::Branch | Flow::Jump);
     (insn, moves.then(|| effect(&instruction, factory)).flatten(), callee)
+}
+
+/// Whether `ret n` takes as many bytes off the stack as arguments have: 31 words at most. Data that was taken for code
+/// has other numbers.
+fn pops_some_words(bytes: &[u8]) -> bool {
+    matches!(bytes, [0xc2, low, 0, ..] if *low > 0 && low.is_multiple_of(8))
 }
 
 /// Whether `pop` of a register is at an offset.

@@ -5,17 +5,13 @@
 //! are not known. What contradicts itself is not known.
 
 use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, RETURNS};
-use super::effect::{MOST_BYTES, Rsp, Use};
+use super::effect::{MOST_BYTES, Rsp};
 use super::returns::{self, Proof};
 use super::solve::{Rules, Solution, falls, successors};
 
 /// Calls keep the stack aligned to this many bytes, the return address included (System V ABI, x86-64
 /// supplement, 3.2.2).
 const CALL_ALIGNMENT: i32 = 16;
-
-/// So many calls that do not align the stack, at least, and a quarter of those that do, show that code does not keep
-/// to that: of V8's it is every other one, of compilers' none.
-const CARELESS_CALLS: usize = 16;
 
 /// Rounds in which what is behind calls is learnt from what is before them and the other way round. Two are
 /// enough for real code.
@@ -248,38 +244,26 @@ impl Depths {
     }
 
     /// A group that nowhere returns and calls with a stack that is not aligned need not begin where it seems
-    /// to: nobody has called it (the beginning of a coroutine). Whoever makes a frame that keeps its caller's rbp
-    /// next to the return address was called, and whoever pushes that address again.
+    /// to: nobody has called it (the beginning of a coroutine). Where callees pop nobody aligns the stack.
     fn spoil_misaligned(&mut self, code: &Code) {
+        if code.callees_pop {
+            return;
+        }
         let mut confirmed = vec![false; self.groups.len()];
-        let makes_frame = |index: u32| {
-            let [rbp, _rbx] = code.effect(index).uses;
-            matches!(rbp, Use::Save(_)) && code.effect(index + 1).frame == Some(0)
-        };
-        for index in 0..code.len() {
-            let depth = self.solution.raw(index);
-            let confirms = !begins_only(code, index)
-                || depth == Some(0) && makes_frame(index)
-                || pushes_return_address(code, index, depth);
-            if let Some(component) = self.solution.component(index).filter(|_| confirms) {
+        for index in (0..code.len()).filter(|index| is_outside(code, *index) && !begins_only(code, *index)) {
+            if let Some(component) = self.solution.component(index) {
                 let root = self.root(component) as usize;
                 confirmed.get_mut(root).into_iter().for_each(|confirmed| *confirmed = true);
             }
         }
-        let calls: Vec<_> = calls(code)
-            .filter_map(|index| {
-                let component = self.solution.component(index)?;
-                let confirmed = confirmed.get(self.root(component) as usize).copied().unwrap_or(false);
-                Some((is_aligned(self.solution.raw(index)?), confirmed, component))
-            })
-            .collect();
-        let aligned = |aligned: bool| calls.iter().filter(|call| (call.0, call.1) == (aligned, true)).count();
-        if aligned(false) >= CARELESS_CALLS && aligned(false) > aligned(true) / 4 {
-            // Nobody here cares (V8).
-            return;
-        }
-        for (_aligned, _confirmed, component) in calls.into_iter().filter(|call| (call.0, call.1) == (false, false)) {
-            self.solution.spoil(component);
+        for index in calls(code) {
+            let depth = self.solution.raw(index).filter(|depth| !is_aligned(*depth));
+            if let Some(component) = depth.and(self.solution.component(index)) {
+                let root = self.root(component);
+                if !confirmed.get(root as usize).copied().unwrap_or(false) {
+                    self.solution.spoil(component);
+                }
+            }
         }
     }
 

@@ -110,7 +110,7 @@ impl Analysis {
             let Some(insn) = code.insn(index) else { continue };
             let start = first.start + u64::from(insn.at);
             // Where the caller's rbp is not known, a step by the frame pointer leads further, if there is one.
-            let rule = base(&depths, &frames, index)
+            let rule = base(&code, &depths, &frames, index)
                 .filter(|_base| rbp.slot(index) != SLOT_UNKNOWN)
                 .map(|(flags, offset)| Rule::x86_64(flags, rbp.slot(index), offset).with_rbx(rbx.slot(index)));
             self.push(
@@ -171,13 +171,14 @@ fn split<'a>(region: Region<'a>, starts: &Starts) -> (Region<'a>, Region<'a>) {
     (Region { bytes, ..region }, Region { start: region.start.saturating_add(bytes.len() as u64), bytes: rest })
 }
 
-/// From what the CFA counts before an instruction, and how many words. From rbp where that points to the frame: what
-/// was called may have taken its arguments off the stack (V8), and rsp is then not what it was before the call.
-fn base(depths: &Depths, frames: &Frames, index: u32) -> Option<(u8, i32)> {
+/// From what the CFA counts before an instruction, and how many words. From rbp where rsp is lost, and where what was
+/// called may have taken its arguments off the stack. Elsewhere rbp may be anything: what was known of it once need not
+/// hold along all ways.
+fn base(code: &Code, depths: &Depths, frames: &Frames, index: u32) -> Option<(u8, i32)> {
     let (flags, below) = match (frames.at(index), depths.at(index)) {
-        (Some(below), Some(_)) => (BASE_FP, below),
+        (Some(below), Some(_)) if code.callees_pop => (BASE_FP, below),
+        (_, Some(depth)) => (0, depth.checked_add(WORD)?),
         (Some(below), None) if depths.is_lost(index) => (BASE_FP, below),
-        (None, Some(depth)) => (0, depth.checked_add(WORD)?),
         _ => return None,
     };
     (below % WORD == 0 && below / WORD <= MAX_CFA_OFFSET_BY_8).then_some((flags, below / WORD))
