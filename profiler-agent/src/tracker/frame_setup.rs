@@ -15,17 +15,27 @@ use super::process::CodeMapping;
 
 /// How far around an address a function that sets up a frame pointer is looked for, each way: generated
 /// functions are seldom larger, and all that one compiler makes are alike.
-const NEAR_BYTES: u64 = 128 << 10;
-/// Not looked for again before this time has passed: perhaps the code was not written yet.
+const NEAR_BYTES: u64 = 32 << 10;
+/// Where nothing was found, nothing is looked for again before this time has passed: perhaps the code was not
+/// written yet. In as long a time a process is looked at a few times only.
 const PAUSE_NS: u64 = 100_000_000;
-/// Mappings of one process that are remembered, at most; then all are looked at again.
-const MOST: usize = 1024;
+const MOST_LOOKS: u32 = 16;
+/// Mappings of one process that are remembered, at most.
+const MOST: usize = 4096;
 
 /// What is known of a process's generated code.
 #[derive(Debug, Default)]
-pub(super) struct FrameSetups {
-    /// By the mapping's first address.
-    seen: RefCell<HashMap<VirtualAddress, Seen>>,
+pub(super) struct FrameSetups(RefCell<Looks>);
+
+#[derive(Debug, Default)]
+struct Looks {
+    /// By the mapping's first address, and since when it was there.
+    seen: HashMap<(VirtualAddress, MonotonicNs), Seen>,
+    /// What was found last, in whatever mapping; nobody knows before.
+    last: Option<bool>,
+    /// When the count began.
+    since: MonotonicNs,
+    count: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,38 +47,53 @@ enum Seen {
 
 impl FrameSetups {
     /// Whether the generated code of `mapping` keeps frame pointers near `address`, as far as can be told at `now`.
-    /// Of a process that ended before it was looked at, or may not be read, it is believed.
+    /// Where a process has too many mappings to look at each, what was found last holds. It is believed of one that
+    /// ended before it was looked at, or may not be read.
     pub(super) fn has(&self, pid: Pid, mapping: &CodeMapping, address: VirtualAddress, now: MonotonicNs) -> bool {
-        let mut seen = self.seen.borrow_mut();
-        let last = seen.get(&mapping.start);
-        match last {
+        let looks = &mut *self.0.borrow_mut();
+        let key = (mapping.start, mapping.since);
+        match looks.seen.get(&key) {
             Some(Seen::Setup) => return true,
             Some(Seen::Nothing(at)) if now.0.saturating_sub(at.0) < PAUSE_NS => return false,
             _ => {}
         }
-        let Ok(code) = read_near(pid, mapping, address) else { return last.is_none() };
-        if seen.len() >= MOST {
-            seen.clear();
+        if !looks.may_look(now) {
+            return looks.last.unwrap_or(true);
         }
-        let found = sets_up_a_frame(&code);
-        seen.insert(mapping.start, if found { Seen::Setup } else { Seen::Nothing(now) });
-        found
+        let found = read_near(pid, mapping, address).map_or(looks.last, |code| Some(sets_up_a_frame(&code)));
+        looks.last = found;
+        if let Some(found) = found.filter(|_| looks.seen.len() < MOST || looks.seen.contains_key(&key)) {
+            looks.seen.insert(key, if found { Seen::Setup } else { Seen::Nothing(now) });
+        }
+        found.unwrap_or(true)
     }
 
     /// The process runs another program.
     pub(super) fn forget(&mut self) {
-        self.seen.get_mut().clear();
+        *self.0.get_mut() = Looks::default();
+    }
+}
+
+impl Looks {
+    fn may_look(&mut self, now: MonotonicNs) -> bool {
+        if now.0.saturating_sub(self.since.0) >= PAUSE_NS {
+            (self.since, self.count) = (now, 0);
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= MOST_LOOKS
     }
 }
 
 fn read_near(pid: Pid, mapping: &CodeMapping, address: VirtualAddress) -> io::Result<Vec<u8>> {
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
     let from = mapping.start.0.max(address.0.saturating_sub(NEAR_BYTES)) & !3;
     let until = mapping.end.0.min(address.0.saturating_add(NEAR_BYTES));
     let mut code = vec![0; usize::try_from(until.saturating_sub(from)).unwrap_or(0)];
     // Reads what is there up to the first page that is not.
-    let length = File::open(format!("/proc/{pid}/mem"))?.read_at(&mut code, from)?;
+    let length = memory.read_at(&mut code, from)?;
     code.truncate(length);
-    Ok(code)
+    // The memory of a process that has ended has no bytes (`mem_rw` in linux/fs/proc/base.c).
+    if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(code) }
 }
 
 /// `push %rbp` and, as the next instruction, `mov %rsp, %rbp` in either encoding; or, behind what else is saved,

@@ -44,7 +44,7 @@ pub(crate) struct CodeMapping {
     pub(crate) file_offset: FileOffset,
     /// The file.
     pub(crate) file: FileKey,
-    since: MonotonicNs,
+    pub(super) since: MonotonicNs,
     until: MonotonicNs,
 }
 
