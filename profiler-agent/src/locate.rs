@@ -1,7 +1,7 @@
 //! From a raw sample to one whose frames are places in files: unwinding goes on where the kernel
 //! program had no table yet, and what was unwound with stale tables is cut.
 
-use profiler_common::address::{MonotonicNs, VirtualAddress};
+use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
 use profiler_common::record::{
     FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason, stack_copy_start,
@@ -130,6 +130,7 @@ fn located(
         LocatedFrame { address, code, found_by }
     };
     let mut user_frames: Vec<LocatedFrame> = frames.iter().copied().enumerate().map(located).collect();
+    cut_where_its_row_does_not_hold(&frames, &mut user_frames, &mut stop, (tracker, header.pid));
     drop_what_is_no_code(&mut user_frames, &mut stop);
     if let Some(process) = process {
         cut_where_no_frame_pointer_is_kept(&mut user_frames, &mut stop, (tracker, process), header.time);
@@ -198,6 +199,23 @@ fn drop_what_is_no_code(frames: &mut Vec<LocatedFrame>, stop: &mut StopReason) {
     {
         *stop = if last.found_by.frame_pointer() { StopReason::NoFramePointer } else { StopReason::NotCode };
         frames.pop();
+    }
+}
+
+/// Code that one row unwinds, in its calls, may be interrupted elsewhere.
+fn cut_where_its_row_does_not_hold(
+    frames: &[u64],
+    located: &mut Vec<LocatedFrame>,
+    stop: &mut StopReason,
+    (tracker, pid): (&Tracker, Pid),
+) {
+    let wrong = frames.iter().zip(located.iter()).position(|(frame, located)| {
+        let code = located.code.filter(|_| frame & FRAME_EXACT != 0);
+        code.is_some_and(|code| !tracker.is_unwound_at(pid, &code, located.address))
+    });
+    if let Some(last) = wrong {
+        located.truncate(last + 1);
+        *stop = StopReason::UnsupportedCfi;
     }
 }
 
@@ -359,7 +377,7 @@ impl Machine for StackCopy<'_> {
 mod tests {
     use std::sync::Arc;
 
-    use profiler_common::address::{Cpu, Pid, Tid};
+    use profiler_common::address::{Cpu, Tid};
 
     use super::*;
 

@@ -17,10 +17,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use profiler_common::address::{MonotonicNs, Pid};
+use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
 
 use self::executable::Unwinding;
-use self::executables::{Executables, Foreseen, Found};
+use self::executables::{Executables, Foreseen, Found, TRAMPOLINES};
 use self::placement::Placement;
 use self::process::Process;
 use crate::clock;
@@ -446,6 +446,11 @@ impl Tracker {
     /// The processes that are known, in no order.
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
         self.processes.values()
+    }
+
+    /// Whether what unwinds `code` also does where a thread of `pid` was interrupted at `pc`.
+    pub(crate) fn is_unwound_at(&self, pid: Pid, code: &Code, pc: VirtualAddress) -> bool {
+        code.file != TRAMPOLINES || trampoline::has_its_row(pid, pc)
     }
 
     pub(crate) fn executable(&self, key: FileKey) -> Option<&Executable> {

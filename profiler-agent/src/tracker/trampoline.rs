@@ -12,28 +12,31 @@ use profiler_common::row::Rule;
 const CODE: [u8; 11] = [0x48, 0x83, 0xec, 0x08, 0xff, 0xd1, 0x48, 0x83, 0xc4, 0x08, 0xc3];
 /// `endbr64`, in front of it in builds for CET.
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
-/// From one copy to the next in 3.13 (cpython/Python/perf_trampoline.c); in 3.12 one follows on the other.
-const STRIDE_BYTES: usize = 16;
-
-/// In the call. The instructions before and behind it are not told apart: they are two of thousands.
+/// In the call and behind it. Before and behind these instructions it is wrong: see [`has_its_row`].
 pub(super) const RULE: Rule = Rule::x86_64(0, 0, 2);
 
-/// Whether memory of a process begins with such code.
+/// Whether memory of a process begins with such code. The next copy follows at once (3.12), 16 bytes after the first
+/// (3.13), or behind unwind information (`-X perf_jit`).
 pub(super) fn is_at(pid: Pid, start: VirtualAddress) -> bool {
-    let mut bytes = [0; 2 * STRIDE_BYTES];
-    let memory = File::open(format!("/proc/{pid}/mem"));
     cfg!(target_arch = "x86_64")
-        && memory.and_then(|memory| memory.read_exact_at(&mut bytes, start.0)).is_ok()
-        && are_copies(&bytes)
+        && read::<{ ENDBR64.len() + CODE.len() }>(pid, start).is_some_and(|bytes| is_copy(&bytes))
 }
 
-fn are_copies(bytes: &[u8; 2 * STRIDE_BYTES]) -> bool {
-    let length_of_copy = |bytes: &[u8]| {
-        let code = bytes.strip_prefix(&ENDBR64).unwrap_or(bytes);
-        code.starts_with(&CODE).then_some(bytes.len() - code.len() + CODE.len())
-    };
-    let Some(length) = length_of_copy(bytes) else { return false };
-    [length, STRIDE_BYTES].iter().any(|at| bytes.get(*at..).and_then(length_of_copy).is_some())
+/// Whether a thread that was interrupted at `pc`, in such code, had its stack as [`RULE`] says.
+pub(super) fn has_its_row(pid: Pid, pc: VirtualAddress) -> bool {
+    let (call, add) = (&CODE[4..6], &CODE[6..10]);
+    read::<4>(pid, pc).is_some_and(|bytes| bytes.starts_with(call) || bytes == add)
+}
+
+fn read<const N: usize>(pid: Pid, at: VirtualAddress) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let memory = File::open(format!("/proc/{pid}/mem")).ok()?;
+    memory.read_exact_at(&mut bytes, at.0).ok()?;
+    Some(bytes)
+}
+
+fn is_copy(bytes: &[u8]) -> bool {
+    bytes.strip_prefix(&ENDBR64).unwrap_or(bytes).starts_with(&CODE)
 }
 
 #[cfg(test)]
@@ -41,21 +44,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_copies_are_known_and_nothing_else() {
-        let mut plain = [0; 2 * STRIDE_BYTES];
-        let mut with_cet = plain;
-        for start in [0, STRIDE_BYTES] {
-            plain[start..start + CODE.len()].copy_from_slice(&CODE);
-            with_cet[start..start + 4].copy_from_slice(&ENDBR64);
-            with_cet[start + 4..start + 4 + CODE.len()].copy_from_slice(&CODE);
-        }
-        assert!(are_copies(&plain) && are_copies(&with_cet));
-        let mut without_gaps = [0; 2 * STRIDE_BYTES];
-        without_gaps[..22].copy_from_slice(&[CODE, CODE].concat());
-        assert!(are_copies(&without_gaps));
-        plain[STRIDE_BYTES + 4] = 0x90;
-        assert!(!are_copies(&plain) && !are_copies(&[0; 2 * STRIDE_BYTES]));
+    fn the_code_is_known_and_where_its_row_holds() {
+        assert!(is_copy(&CODE) && is_copy(&[ENDBR64.as_slice(), &CODE].concat()));
+        let mut other = CODE;
+        other[5] = 0xd7;
+        assert!(!is_copy(&other) && !is_copy(&CODE[..10]) && !is_copy(&[]));
         let us = Pid(std::process::id());
-        assert!(!is_at(us, VirtualAddress(0)) && !is_at(us, VirtualAddress(CODE.as_ptr() as u64)));
+        let code = [CODE, CODE].concat();
+        let at = |offset: usize| VirtualAddress(code.as_ptr() as u64 + offset as u64);
+        assert!(is_at(us, at(0)) == cfg!(target_arch = "x86_64") && !is_at(us, at(1)) && !is_at(us, VirtualAddress(0)));
+        let holds = [0, 4, 6, 10].map(|offset| has_its_row(us, at(offset)));
+        assert_eq!(holds, [false, true, true, false], "sub, call, add, ret");
+        assert!(!has_its_row(us, VirtualAddress(0)));
     }
 }
