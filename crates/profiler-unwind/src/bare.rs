@@ -22,15 +22,16 @@ pub(crate) const MIN_COST_BYTES: u64 = 512;
 /// Where functions begin, as a rule.
 const ALIGNMENT: u64 = 16;
 
+/// After the call of a thread's function in musl's `__clone`: mov %eax, %edi; xor %eax, %eax; mov $60, %al; syscall.
+pub(crate) const THREAD_END: &[u8] = &[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05];
+
 /// Known code: its bytes and its rule.
 const fn known(arch: Arch) -> [(&'static [u8], Rule); 2] {
     match arch {
         Arch::X86_64 => [
             // A signal's return trampoline (musl): mov $15, %rax; syscall
             (&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], Rule::X86_64_SIGNAL),
-            // After the call of a thread's function in musl's `__clone`:
-            // mov %eax, %edi; xor %eax, %eax; mov $60, %al; syscall
-            (&[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05], Rule::END),
+            (THREAD_END, Rule::END),
         ],
         Arch::Aarch64 => [
             // The same in the vDSO since 5.8 and in musl: mov x8, #139; svc #0

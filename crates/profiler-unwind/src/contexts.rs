@@ -3,6 +3,7 @@
 //! swapcontext.S; .../aarch64: setcontext.S, swapcontext.S). That of `setcontext` says so: its CFA counts from
 //! the other context.
 
+use crate::bare::THREAD_END;
 use crate::bytes::u32_at;
 use crate::elf::Elf;
 use crate::read::{ReadAt, read_bytes};
@@ -30,6 +31,9 @@ const RETURN: &[u8] = &[0x31, 0xc0, 0xc3];
 /// Bytes of `swapcontext`; seen: 260 and, with endbr64 and shadow stacks, 543.
 const SWITCH_BYTES: RangeInclusive<u32> = 128..=1024;
 
+/// Bytes of musl's `__clone`, at most; seen: 57.
+const CLONE_BYTES: u64 = 128;
+
 /// aarch64's `__startcontext`, in instructions: one of these two, or neither,
 const NOP: u32 = 0xd503_201f;
 const BTI_C: u32 = 0xd503_245f;
@@ -55,6 +59,22 @@ pub(crate) const fn called(arch: Arch) -> Rule {
         Arch::X86_64 => Rule::x86_64(0, 0, 1),
         Arch::Aarch64 => Rule::aarch64(RA_IN_LR, 0, 0),
     }
+}
+
+/// Whether an x86_64 row has the return address below the stack pointer: so musl's `.debug_frame` has it where the new
+/// thread of `__clone` has taken the last word from its stack.
+pub(crate) fn is_of_new_thread(rule: Rule) -> bool {
+    rule.flags() == 0 && rule.x86_64_cfa_offset_by_8() == 0
+}
+
+/// Where in musl's `__clone` a thread's stack ends: at the call of its function and behind it.
+pub(crate) fn thread_start(file: &impl ReadAt, elf: &Elf, span: &Span) -> Option<[u64; 2]> {
+    let length = u64::from(span.length);
+    let (offset, _left) = elf.in_file(Svma(span.start)).filter(|_| length <= CLONE_BYTES)?;
+    let code = read_bytes(file, "a function that starts threads", offset, length, length).ok()?;
+    let at = code.windows(THREAD_END.len()).position(|bytes| bytes == THREAD_END)? as u64;
+    // The byte before is the call's.
+    Some([span.start + at.checked_sub(1)?, span.start + at + THREAD_END.len() as u64])
 }
 
 /// Whether a function is `__start_context`, `__startcontext` on aarch64.

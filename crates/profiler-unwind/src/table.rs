@@ -348,6 +348,13 @@ impl<F: ReadAt> Builder<'_, F> {
                     }
                 }
             }
+            Ok(()) if elf.arch == Arch::X86_64 && tiles.last_rule().is_some_and(contexts::is_of_new_thread) => {
+                if let Some([from, to]) = contexts::thread_start(file, elf, span) {
+                    tiles.take_back(from);
+                    tiles.cover(to, Rule::END)?;
+                    tiles.cover(span.end(), contexts::called(elf.arch))?;
+                }
+            }
             Ok(()) => {}
             Err(RowError::Unreadable) => self.problems.fdes_cut += 1,
             Err(RowError::Build(error)) => return Err(error),

@@ -180,3 +180,20 @@ fn stacks_are_cut_from_where_saved_registers_are_overwritten() {
         assert_eq!(rules, [framed, cut, other, cut, cut], "{calls:?}");
     }
 }
+
+/// musl's `.debug_frame` has the return address of a new thread below its stack pointer.
+#[test]
+fn threads_begin_where_musl_calls_their_function() {
+    let mut file = ElfFile::new(X86_64, 64);
+    // pop %rdi; call *%r9; mov %eax, %edi; xor %eax, %eax; mov $60, %al; syscall; hlt; ret.
+    let code = [0x5f, 0x41, 0xff, 0xd1, 0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05, 0xf4, 0xc3];
+    file.code[16..30].copy_from_slice(&code);
+    let initial = Cfi::eh_frame().cie("", 16, X86_64_INITIAL);
+    let cfi = initial.fde(8, 22, &[op::advance(9), op::DEF_CFA_OFFSET, 0]);
+    let rule = |file: &ElfFile, at: u64| lookup(&build(&file.clone().cfi(&cfi).bytes()).unwrap(), Svma(CODE + at));
+    let found = [16, 17, 19, 20, 27, 29].map(|at| rule(&file, at).unwrap());
+    let [top, below] = [1, 0].map(|words| Rule::x86_64(0, 0, words));
+    assert_eq!(found, [top, below, Rule::END, Rule::END, Rule::END, top]);
+    file.code[20] = 0x90;
+    assert_eq!(rule(&file, 20), Some(below), "other code");
+}
