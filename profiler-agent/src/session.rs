@@ -264,8 +264,8 @@ impl Session {
         let left = self.events.len();
         self.sideband.drain(&mut self.events);
         self.bpf_code.take_from(&mut self.events);
-        let looked = self.tracker.open_early(self.events.get(left..).unwrap_or_default(), settled);
-        self.wake.pace(looked);
+        let hurry = self.tracker.open_early(self.events.get(left..).unwrap_or_default(), settled);
+        self.wake.pace(hurry);
         let has_news = !self.events.is_empty();
         self.tracker.apply(&mut self.events, settled);
         self.settled = self.tracker.known_up_to();

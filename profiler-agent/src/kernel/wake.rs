@@ -17,14 +17,14 @@ use super::sideband::Sideband;
 /// How long records gather before the first one is read: those of an exec come within that.
 const GATHER: Duration = Duration::from_millis(2);
 
-/// How long sideband records may gather from then on, as long as they lead to processes that are looked at: one that
-/// lives for 15 ms is to be found there.
+/// How long sideband records may gather from then on, as long as there is hurry: a process that lives for 15 ms has to
+/// be looked at, or one that has a table maps other code.
 const REST: Duration = Duration::from_millis(10);
 
-/// How long where none was looked at in the last [`HURRY`] rounds, because all files were known.
+/// How long where there was none in the last [`HURRY`] rounds.
 const LONG_REST: Duration = Duration::from_millis(25);
 
-/// Rounds in which more is to be looked at, after one in which something was.
+/// Rounds in which there is more of it, after one with hurry.
 const HURRY: u32 = 100;
 
 /// Tells when the kernel's rings are to be read: soon after the first record, and then at intervals as long as
@@ -83,10 +83,10 @@ impl Wake {
         let _times = rustix::io::read(self.timer.get_ref(), &mut [0; 8]);
     }
 
-    /// The rings were read. Processes had to be looked at for what was in them, or not.
-    pub fn pace(&self, looked: bool) {
+    /// The rings were read, and there is hurry with what was in them, or not.
+    pub fn pace(&self, hurry: bool) {
         let before = self.rest();
-        self.hurry.set(if looked { HURRY } else { self.hurry.get().saturating_sub(1) });
+        self.hurry.set(if hurry { HURRY } else { self.hurry.get().saturating_sub(1) });
         if self.is_ticking.get() && self.rest() != before {
             self.tick(self.rest(), self.rest());
         }

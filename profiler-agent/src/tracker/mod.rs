@@ -212,22 +212,24 @@ impl Tracker {
     }
 
     /// Opens the files of new mappings whose turn comes after `until`: short lives are over by then. Returns whether
-    /// processes had to be looked at for that.
+    /// there is hurry: processes had to be looked at for that, or the kernel has tables of them that are not true any
+    /// more.
     pub(crate) fn open_early(&mut self, events: &[SidebandEvent], until: MonotonicNs) -> bool {
-        let mut looked = false;
+        let mut hurry = false;
         for event in events.iter().filter(|event| event.time > until) {
             let SidebandKind::Mapped(mapping) = &event.kind else { continue };
             if !self.interest.holds(event.pid) && !self.followed.contains(event.pid) {
                 continue;
             }
+            hurry |= self.processes.get(&event.pid).is_some_and(|process| process.slot.is_some());
             match self.executables.open_early(event.pid, mapping, event.time) {
                 Foreseen::Known => continue,
                 Foreseen::New(key) if self.has_room_in_advance() => self.ask(key),
                 Foreseen::New(_) | Foreseen::Looked => {}
             }
-            looked = true;
+            hurry = true;
         }
-        looked
+        hurry
     }
 
     /// The time up to which everything is known that happened.
