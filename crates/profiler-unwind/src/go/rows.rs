@@ -32,6 +32,10 @@ const SIGNAL_HANDLERS: &[u8] = b"runtime.sig";
 /// The signal's return trampoline of programs without cgo: `runtime.sigreturn`, and
 /// `runtime.sigreturn__sigaction` since 1.21.
 const SIGNAL_RETURNS: [&[u8]; 2] = [b"runtime.sigreturn", b"runtime.sigreturn__sigaction"];
+/// On aarch64 a signal that puts the call of one of these into a thread's way pushes x30 first, so that there are two
+/// more words (`pushCall` and `preparePanic` in go/src/runtime/signal_arm64.go).
+const PUT_IN: [&[u8]; 3] = [b"runtime.asyncPreempt", b"runtime.sigpanic", b"runtime.sigpanic0"];
+const PUT_IN_WORDS: i16 = 2;
 /// Functions that set rsp are the runtime's, and this one.
 const SWITCHES: [&[u8]; 2] = [b"runtime.", b"time.now"];
 
@@ -169,16 +173,17 @@ impl<'a, F: ReadAt> GoRows<'a, F> {
             return Some(vec![(length, Rule::AARCH64_SIGNAL)]);
         }
         let unknown = function.flags & FLAG_SP_WRITE != 0;
+        let pushed = if PUT_IN.contains(&name) { PUT_IN_WORDS } else { 0 };
         let mut rules = Vec::new();
         let mut framed = false;
         for (from, until, depth) in self.pieces(function, depths)? {
             let by_8 = i16::try_from(depth / 8).ok().filter(|_| depth % 16 == 0 && depth >= 0 && !unknown);
-            let Some(by_8) = by_8 else {
+            let Some(by_8) = by_8.and_then(|by_8| by_8.checked_add(pushed)) else {
                 rules.push((until, Rule::UNSUPPORTED));
                 continue;
             };
             if depth == 0 {
-                rules.push((until, Rule::aarch64(RA_IN_LR, 0, 0)));
+                rules.push((until, Rule::aarch64(RA_IN_LR, 0, pushed)));
                 continue;
             }
             if !framed {
