@@ -124,6 +124,15 @@ fn sets_up_a_frame(code: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_process_is_looked_at_a_few_times_only() {
+        let mut looks = Looks::default();
+        let mut may_look = |time_ns: u64| (0..100).filter(|_| looks.may_look(MonotonicNs(time_ns))).count();
+        let start = 7 * PAUSE_NS;
+        let counts = [start, start + PAUSE_NS - 1, start + PAUSE_NS].map(&mut may_look);
+        assert_eq!(counts, [MOST_LOOKS as usize, 0, MOST_LOOKS as usize]);
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn what_sets_up_a_frame_pointer_is_known() {
