@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -67,15 +67,7 @@ impl Link {
         let bytes = message::encode_request(&request.words);
         while let Some(rest) = bytes.get(flight.sent_bytes..).filter(|rest| !rest.is_empty()) {
             let first = flight.sent_bytes == 0;
-            let attempt = || {
-                let files = [request.file.as_fd()];
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                if first && !control.push(SendAncillaryMessage::ScmRights(&files)) {
-                    return Err(io::Error::other("no room for a file descriptor"));
-                }
-                Ok(rustix::net::sendmsg(&self.socket, &[IoSlice::new(rest)], &mut control, SendFlags::NOSIGNAL)?)
-            };
+            let attempt = || send_with(&self.socket, rest, first.then(|| request.file.as_fd()));
             match self.socket.async_io(Interest::WRITABLE, attempt).await {
                 Ok(sent_bytes) => flight.sent_bytes += sent_bytes,
                 Err(error) => return Err(self.ending(&error).await),
@@ -88,16 +80,9 @@ impl Link {
     pub(super) async fn hand_over(&mut self, flight: &mut Flight) -> Result<(), WorkerFailure> {
         let Some(answer) = &flight.answer else { return Ok(()) };
         let attempt = || {
-            let files: Vec<_> = answer.iter().map(|(_path, file)| file.as_fd()).collect();
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
-                return Err(io::Error::other("no room for a file descriptor"));
-            }
             let bytes = debug_message::answer(answer.as_ref().map_or("", |(path, _file)| path));
             // The child has read all before it asked, so there is room for all of it.
-            let sent_bytes =
-                rustix::net::sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)?;
+            let sent_bytes = send_with(&self.socket, &bytes, answer.as_ref().map(|(_path, file)| file.as_fd()))?;
             if sent_bytes == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
         };
         if let Err(error) = self.socket.async_io(Interest::WRITABLE, attempt).await {
@@ -148,4 +133,16 @@ impl Link {
             _ => WorkerFailure::Crashed(error.to_string()),
         }
     }
+}
+
+/// Sends what there is room for of `bytes`, and a file with it; returns how much that was.
+fn send_with(socket: &UnixStream, bytes: &[u8], file: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if let Some(file) = &file
+        && !control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)))
+    {
+        return Err(io::Error::other("no room for a file descriptor"));
+    }
+    Ok(rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
