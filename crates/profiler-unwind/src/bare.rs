@@ -25,15 +25,19 @@ const ALIGNMENT: u64 = 16;
 /// After the call of a thread's function in musl's `__clone`: mov %eax, %edi; xor %eax, %eax; mov $60, %al; syscall.
 pub(crate) const THREAD_END: &[u8] = &[0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05];
 
+/// All of the new thread's part of `__clone`: xor %ebp, %ebp; pop %rdi; call *%r9; and [`THREAD_END`].
+const THREAD: &[u8] = &[0x31, 0xed, 0x5f, 0x41, 0xff, 0xd1, 0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05];
+
 /// Known code: its bytes and its rule.
-const fn known(arch: Arch) -> [(&'static [u8], Rule); 2] {
+const fn known(arch: Arch) -> &'static [(&'static [u8], Rule)] {
     match arch {
-        Arch::X86_64 => [
+        Arch::X86_64 => &[
             // A signal's return trampoline (musl): mov $15, %rax; syscall
             (&[0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05], Rule::X86_64_SIGNAL),
+            (THREAD, Rule::END),
             (THREAD_END, Rule::END),
         ],
-        Arch::Aarch64 => [
+        Arch::Aarch64 => &[
             // The same in the vDSO since 5.8 and in musl: mov x8, #139; svc #0
             (&[0x68, 0x11, 0x80, 0xd2, 0x01, 0, 0, 0xd4], Rule::AARCH64_SIGNAL),
             // mov x8, #93; svc #0
@@ -98,7 +102,7 @@ fn by_bytes<E>(
     mut cover: impl FnMut(u64, Rule) -> Result<(), E>,
 ) -> Result<(), E> {
     let known_at = |code: &[u8]| {
-        known(arch).into_iter().find_map(|(bytes, rule)| code.starts_with(bytes).then_some((bytes.len(), rule)))
+        known(arch).iter().find_map(|(bytes, rule)| code.starts_with(bytes).then_some((bytes.len(), *rule)))
     };
     if arch == Arch::Aarch64 {
         return bare_aarch64::rules(start, code, known_at, cover);

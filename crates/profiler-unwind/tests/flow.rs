@@ -12,6 +12,8 @@ use synthetic_elf::{CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
 /// Where nothing is known.
 const CUT: Rule = Rule::NO_FRAME_POINTER;
+/// Where a stack ends.
+const END: Rule = Rule::END;
 /// The return address is on top of the stack.
 const TOP: Rule = Rule::x86_64(0, 0, 1);
 /// rbp points to the frame.
@@ -107,6 +109,25 @@ fn what_moves_rsp_before_it_pushes_rbp_need_not_have_the_return_address_on_top()
     let code = [0x41, 0x5b, 0x55, 0x48, 0x89, 0xe5, 0x90, 0x90, 0x5d, 0x41, 0xff, 0xe3];
     let file = self::file(&[(0, &code)], &[("f", true, 0)]);
     assert_eq!(rules(&file, [2, 3, 6, 7, 8, 9]), [CUT; 6]);
+}
+
+#[test]
+fn a_barrier_leaves_the_return_address_alone() {
+    // lock orl $0, (%rsp); ret.
+    let mut code = [0xf0, 0x83, 0x0c, 0x24, 0, 0xc3];
+    assert_eq!(rules(&file(&[(0, &code)], &[("f", true, 0)]), [0, 5]), [TOP; 2]);
+    code[4] = 1;
+    assert_eq!(rules(&file(&[(0, &code)], &[("f", true, 0)]), [0, 5]), [CUT; 2]);
+}
+
+#[test]
+fn a_thread_begins_where_its_registers_are_cleared() {
+    // test %eax, %eax; jne to the ret; xor %ebp, %ebp; pop %rdi; call *%r9; mov %eax, %edi; xor %eax, %eax;
+    // mov $60, %al; syscall; hlt; ret.
+    let thread = [0x31, 0xed, 0x5f, 0x41, 0xff, 0xd1, 0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05, 0xf4, 0xc3];
+    let code = [&[0x85, 0xc0, 0x75, 15][..], &thread].concat();
+    let file = file(&[(0, &code)], &[("__clone", true, 0)]);
+    assert_eq!(rules(&file, [0, 2, 4, 6, 7, 9, 10, 16, 19]), [TOP, TOP, END, END, END, END, END, END, TOP]);
 }
 
 #[test]

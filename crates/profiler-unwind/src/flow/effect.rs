@@ -166,7 +166,7 @@ fn register(instruction: &Instruction, operand: u32) -> Register {
 
 fn immediate(instruction: &Instruction) -> Option<i32> {
     match instruction.op1_kind() {
-        OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
+        OpKind::Immediate8to32 | OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
             let bytes = instruction.immediate(1).cast_signed();
             small(bytes)
         }
@@ -206,6 +206,10 @@ fn use_of(instruction: &Instruction, register: Register, factory: &mut Instructi
 fn store(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Option<(Place, u32)> {
     if let pushed @ 1.. = -instruction.stack_pointer_increment() {
         return Some((Place { base: Base::Rsp, offset: -pushed }, pushed.cast_unsigned()));
+    }
+    // A barrier: lock orl $0, (%rsp).
+    if matches!(instruction.mnemonic(), Mnemonic::Or | Mnemonic::Add) && immediate(instruction) == Some(0) {
+        return None;
     }
     let place = place(instruction)?;
     let size = instruction.memory_size();
