@@ -44,8 +44,8 @@ const fn cxx(name: &'static str, source: &'static str, flags: &'static [&'static
     Workload { name, source, compiler: Compiler::Cxx, flags, libraries: &[] }
 }
 
-const fn musl(name: &'static str, flags: &'static [&'static str]) -> Workload {
-    Workload { name, source: "brief.c", compiler: Compiler::Musl, flags, libraries: &[] }
+const fn musl(name: &'static str, source: &'static str, flags: &'static [&'static str]) -> Workload {
+    Workload { name, source, compiler: Compiler::Musl, flags, libraries: &[] }
 }
 
 const fn stubs(name: &'static str, flags: &'static [&'static str]) -> Workload {
@@ -126,12 +126,15 @@ pub const WORKLOADS: &[Workload] = &[
     through("bare-clear-fp", &[], &["libclearfp.so"]),
     c("every-bare", "every.c", &[NO_TABLES, NOW]),
     c("every-bare-fp", "every.c", &[NO_TABLES, FRAME_POINTERS, NOW]),
-    Workload { name: "every-musl", source: "every.c", compiler: Compiler::Musl, flags: &["-static"], libraries: &[] },
+    musl("every-musl", "every.c", &["-static"]),
     through("bare-no-fp", &[], &["libwithoutfp.so"]),
     through("bare-live-fp", &["-DFRAME_POINTER_IN_USE"], &["libwithoutfp.so"]),
-    musl("musl", &[]),
-    musl("musl-static", &["-static"]),
-    musl("musl-stripped", &["-static", "-s"]),
+    musl("musl", "brief.c", &[]),
+    musl("musl-static", "brief.c", &["-static"]),
+    musl("musl-stripped", "brief.c", &["-static", "-s"]),
+    musl("musl-threads", "locks.c", &[]),
+    musl("musl-threads-st", "locks.c", &["-static"]),
+    musl("musl-threads-s", "locks.c", &["-static", "-s"]),
     c("stripped", "brief.c", &["-s"]),
     c("brief-static", "brief.c", &["-static"]),
     c("static-stripped", "brief.c", &["-static", "-s"]),

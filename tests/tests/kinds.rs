@@ -38,6 +38,14 @@ fn musl(workload: &'static str, start: &str) -> Kind {
     Kind::new(workload, CPU_MS, &[]).chain(&[start, ONE, "main", "outer", "inner", "leaf"])
 }
 
+/// Threads of musl, of which nothing tells where the function begins that calls theirs.
+fn musl_threads(workload: &'static str) -> Kind {
+    let bodies = ["computing", "locking", "printing", "sleeping"];
+    let chains = bodies.map(|body| [ONE, ONE, body, ANY]);
+    let whole = Kind::new(workload, CPU_MS / 4, &[]).chain(&[ONE, ONE, "computing", "crush", "grind"]);
+    chains.iter().fold(whole, |kind, chain| kind.chain(chain))
+}
+
 #[test]
 fn builds() {
     let Some(lab) = lab() else { return };
@@ -62,6 +70,9 @@ fn builds() {
         musl("musl", "_start"),
         musl("musl-static", "_start"),
         stripped(&lab, musl("musl-stripped", NAMELESS), "musl-static"),
+        musl_threads("musl-threads"),
+        musl_threads("musl-threads-st"),
+        stripped(&lab, musl_threads("musl-threads-s"), "musl-threads-st"),
     ];
     let profile = check_all(&lab, &OPTIONS, &kinds);
     let cold =

@@ -111,6 +111,34 @@ fn what_moves_rsp_before_it_pushes_rbp_need_not_have_the_return_address_on_top()
     assert_eq!(rules(&file, [2, 3, 6, 7, 8, 9]), [CUT; 6]);
 }
 
+/// Nobody calls a thread's function here, and it never returns.
+#[test]
+fn functions_that_pointers_lead_to_call_with_an_aligned_stack() {
+    let by_lea: &[u8] = &[0x48, 0x8d, 0x3d, 25, 0, 0, 0, 0xc3];
+    let [_, low, high, _] = (CODE as u32 + 32).to_le_bytes();
+    let by_mov: &[u8] = &[0xbf, 32, low, high, 0, 0xc3];
+    let not_at_all: &[u8] = &[0x48, 0x8d, 0x3d, 24, 0, 0, 0, 0xc3];
+    // push %rbx; call *(%rdi); jmp to itself.
+    let calls: &[u8] = &[0x53, 0xff, 0x17, 0xeb, 0xfe];
+    let of = |before: &[u8], function: &[u8], at: [u64; 3]| {
+        rules(&file(&[(0, before), (32, function)], &[("f", true, 0)]), at)
+    };
+    let saved = Rule::x86_64(0, 0, 2).with_rbx(2);
+    assert_eq!(of(by_lea, calls, [32, 33, 35]), [TOP, saved, saved]);
+    assert_eq!(of(by_mov, calls, [32, 33, 35]), [TOP, saved, saved]);
+    assert_eq!(of(not_at_all, calls, [32, 33, 35]), [CUT; 3]);
+    // Two pushes, as for arguments of what is called from the middle of a function; none; no call.
+    assert_eq!(of(by_lea, &[0x53, 0x53, 0xff, 0x17, 0xeb, 0xfe], [32, 33, 34]), [CUT; 3]);
+    assert_eq!(of(by_lea, &[0xff, 0x17, 0xeb, 0xfe], [32, 34, 35]), [CUT; 3]);
+    assert_eq!(of(by_lea, &[0x53, 0xeb, 0xfe], [32, 33, 34]), [CUT; 3]);
+    // jmp *%rdx: a function that only calls another one.
+    assert_eq!(of(by_lea, &[0xff, 0xe2, 0x53], [32, 33, 34]), [TOP, TOP, CUT]);
+    let [one, two] = [Rule::x86_64(0, 0, 3), Rule::x86_64(0, 0, 4).with_rbx(4)];
+    // sub $16, %rsp in front, and a way from there to it.
+    let inside = [&[0x48, 0x83, 0xec, 16][..], &by_lea[..3], &[21, 0, 0, 0, 0xeb, 19]].concat();
+    assert_eq!(of(&inside, calls, [4, 32, 33]), [one, one, two]);
+}
+
 #[test]
 fn a_barrier_leaves_the_return_address_alone() {
     // lock orl $0, (%rsp); ret.

@@ -84,6 +84,8 @@ pub(super) struct Code {
     pub(super) calls: Vec<(u64, u32)>,
     /// What is called here takes its arguments off the stack (V8): what rsp is behind a call is not what it was.
     pub(super) callees_pop: bool,
+    /// Addresses in the code that instructions load, as offsets, sorted.
+    pub(super) pointed: Vec<u32>,
 }
 
 impl Code {
@@ -127,6 +129,7 @@ impl Code {
             jumps: Vec::new(),
             calls: Vec::new(),
             callees_pop: false,
+            pointed: Vec::new(),
         };
         let (mut returns, mut popping) = (0, 0);
         let mut factory = InstructionInfoFactory::new();
@@ -139,8 +142,9 @@ impl Code {
                 while marks.next_if(|mark| *mark as usize <= start + at).is_some() {}
                 let room = marks.peek().map_or(rest.len(), |mark| (*mark as usize - start - at).min(rest.len()));
                 let bytes = rest.get(..room).unwrap_or(rest);
-                let (mut insn, effect, callee) = read(base, start + at, bytes, &mut factory);
+                let Read { mut insn, effect, callee, pointed } = read(base, start + at, bytes, &mut factory);
                 code.calls.extend(callee.map(|callee| (callee, code.insns.len() as u32)));
+                code.pointed.extend(pointed);
                 if let Some(effect) = effect {
                     insn.effect = code.effects.len() as u32;
                     code.effects.push(effect);
@@ -153,6 +157,8 @@ impl Code {
             }
             code.insns.push(Insn { at: (start + at) as u32, length: 0, ..NO_INSN });
         }
+        code.pointed.sort_unstable();
+        code.pointed.dedup();
         code.callees_pop = popping >= POPPING_RETURNS && popping >= returns / POPPING_PART;
         if !code.callees_pop {
             // To who is called it is an argument like any other.
@@ -212,7 +218,7 @@ impl Code {
     }
 
     /// The index of the instruction that begins at an offset.
-    fn index(&self, at: u32) -> Option<u32> {
+    pub(super) fn index(&self, at: u32) -> Option<u32> {
         self.insns.binary_search_by_key(&at, |insn| insn.at).ok().map(|index| index as u32)
     }
 
@@ -235,6 +241,12 @@ impl Code {
         }
     }
 
+    pub(super) fn unmark(&mut self, index: u32, flag: u8) {
+        if let Some(insn) = self.insns.get_mut(index as usize) {
+            insn.flags &= !flag;
+        }
+    }
+
     pub(super) fn has(&self, index: u32, flag: u8) -> bool {
         self.insn(index).is_some_and(|insn| insn.flags & flag != 0)
     }
@@ -247,26 +259,32 @@ impl Code {
     }
 }
 
-/// The instruction at the start of `bytes`, which are at `start + at`. Its target is an offset from `start`.
-/// And what it calls, as in [`Code::calls`].
-fn read(
-    start: u64,
-    at: usize,
-    bytes: &[u8],
-    factory: &mut InstructionInfoFactory,
-) -> (Insn, Option<Effect>, Option<u64>) {
+/// What one instruction says.
+struct Read {
+    /// Its target is an offset.
+    insn: Insn,
+    effect: Option<Effect>,
+    /// What it calls, as in [`Code::calls`].
+    callee: Option<u64>,
+    /// The address that it loads, as an offset.
+    pointed: Option<u32>,
+}
+
+/// The instruction at the start of `bytes`, which are at `start + at`. Offsets are from `start`.
+fn read(start: u64, at: usize, bytes: &[u8], factory: &mut InstructionInfoFactory) -> Read {
     let mut insn = Insn { at: at as u32, flags: FILLER, ..NO_INSN };
+    let alone = |insn| Read { insn, effect: None, callee: None, pointed: None };
     // Linkers leave zeros between sections.
     if bytes.starts_with(&[0, 0]) {
         insn.length = 2;
-        return (insn, None, None);
+        return alone(insn);
     }
     let ip = start.wrapping_add(at as u64);
     let mut decoder = Decoder::with_ip(64, bytes, ip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     if instruction.is_invalid() {
         insn.flags = 0;
-        return (insn, None, None);
+        return alone(insn);
     }
     insn.length = instruction.len() as u8;
     insn.flow = flow(&instruction);
@@ -283,13 +301,30 @@ fn read(
         {
             // The way to learn one's own address.
             insn.flow = Flow::Next;
-            return (insn, Some(Effect { rsp: Rsp::Deeper(8), ..NOTHING }), None);
+            return Read { effect: Some(Effect { rsp: Rsp::Deeper(8), ..NOTHING }), ..alone(insn) };
         }
         callee = (insn.flow == Flow::Call).then_some(target);
-        insn.target = target.checked_sub(start).and_then(|offset| u32::try_from(offset).ok()).unwrap_or(NONE);
+        insn.target = offset(start, target).unwrap_or(NONE);
     }
     let moves = matches!(insn.flow, Flow::Next | Flow::Branch | Flow::Jump);
-    (insn, moves.then(|| effect(&instruction, factory)).flatten(), callee)
+    let effect = moves.then(|| effect(&instruction, factory)).flatten();
+    Read { insn, effect, callee, pointed: pointed(&instruction).and_then(|address| offset(start, address)) }
+}
+
+fn offset(start: u64, address: u64) -> Option<u32> {
+    address.checked_sub(start).and_then(|offset| u32::try_from(offset).ok())
+}
+
+/// The address that an instruction loads, or stores: `lea disp32(%rip)`, in programs with a fixed address also
+/// `mov $imm32`.
+fn pointed(instruction: &Instruction) -> Option<u64> {
+    match (instruction.mnemonic(), instruction.op1_kind()) {
+        (Mnemonic::Lea, OpKind::Memory) => {
+            instruction.is_ip_rel_memory_operand().then(|| instruction.ip_rel_memory_address())
+        }
+        (Mnemonic::Mov, OpKind::Immediate32 | OpKind::Immediate32to64) => Some(instruction.immediate(1)),
+        _ => None,
+    }
 }
 
 /// Whether `ret n` takes as many bytes off the stack as arguments have: 31 words at most. Data that was taken for code

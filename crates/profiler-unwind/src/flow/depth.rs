@@ -6,8 +6,10 @@
 
 use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, RETURNS};
 use super::effect::{MOST_BYTES, Rsp};
+use super::lost::lost;
+use super::pointed::{self, leaves_at_once};
 use super::returns::{self, Proof};
-use super::solve::{Rules, Solution, falls, successors};
+use super::solve::{Rules, Solution, successors};
 
 /// Calls keep the stack aligned to this many bytes, the return address included (System V ABI, x86-64
 /// supplement, 3.2.2).
@@ -25,19 +27,21 @@ pub(super) struct Depths {
     solution: Solution,
     /// Before these instructions rsp was set to something not known.
     lost: Vec<bool>,
+    /// The first component that is known by a pointer to its beginning.
+    first_by_pointer: u32,
     /// The first component that is known by nothing but calls that return.
     first_by_call: u32,
     /// By component: which group it belongs to, see [`Depths::group`].
     groups: Vec<u32>,
 }
 
-struct DepthRules<'a> {
-    code: &'a Code,
-    lost: &'a [bool],
+pub(super) struct DepthRules<'a> {
+    pub(super) code: &'a Code,
+    pub(super) lost: &'a [bool],
 }
 
 impl DepthRules<'_> {
-    fn is_lost(&self, index: u32) -> bool {
+    pub(super) fn is_lost(&self, index: u32) -> bool {
         self.lost.get(index as usize).copied().unwrap_or(true)
     }
 }
@@ -94,9 +98,14 @@ impl Depths {
             }
         });
         spoil_entered(code, &lost, &mut solution);
+        let first_by_pointer = solution.components();
+        let pointed = pointed::begin(code, &lost, &mut solution);
         let first_by_call = solution.components();
-        let mut depths = Self { solution, lost, first_by_call, groups: Vec::new() };
+        let mut depths = Self { solution, lost, first_by_pointer, first_by_call, groups: Vec::new() };
         depths.go_through_calls(code);
+        for index in pointed.into_iter().filter(|index| depths.at(*index).is_none()) {
+            code.unmark(index, ENTRY | BOUNDARY);
+        }
         depths
     }
 
@@ -125,7 +134,7 @@ impl Depths {
             };
             if before != behind && goes_on(code, index) {
                 for side in [index, index + 1] {
-                    if self.solution.component(side).is_some_and(|component| component >= self.first_by_call) {
+                    if self.solution.component(side).is_some_and(|component| component >= self.first_by_pointer) {
                         self.solution.spoil_at(side);
                     }
                 }
@@ -244,7 +253,9 @@ impl Depths {
     }
 
     /// A group that nowhere returns and calls with a stack that is not aligned need not begin where it seems
-    /// to: nobody has called it (the beginning of a coroutine). Where callees pop nobody aligns the stack.
+    /// to: nobody has called it (the beginning of a coroutine). One that is known by a pointer has to call with an
+    /// aligned stack: elsewhere than at beginnings of functions the stack is aligned the other way. Where callees pop
+    /// nobody aligns the stack.
     fn spoil_misaligned(&mut self, code: &Code) {
         if code.callees_pop {
             return;
@@ -256,13 +267,29 @@ impl Depths {
                 confirmed.get_mut(root).into_iter().for_each(|confirmed| *confirmed = true);
             }
         }
+        let mut shown = confirmed.clone();
         for index in calls(code) {
-            let depth = self.solution.raw(index).filter(|depth| !is_aligned(*depth));
-            if let Some(component) = depth.and(self.solution.component(index)) {
-                let root = self.root(component);
-                if !confirmed.get(root as usize).copied().unwrap_or(false) {
-                    self.solution.spoil(component);
-                }
+            let Some((depth, component)) = self.solution.raw(index).zip(self.solution.component(index)) else {
+                continue;
+            };
+            let root = self.root(component) as usize;
+            if is_aligned(depth) {
+                shown.get_mut(root).into_iter().for_each(|shown| *shown = true);
+            } else if !confirmed.get(root).copied().unwrap_or(false) {
+                self.solution.spoil(component);
+            }
+        }
+        // What does nothing but go on elsewhere is a function, too.
+        for index in (0..code.len()).filter(|index| leaves_at_once(code, *index)) {
+            if let Some(component) = self.solution.component(index) {
+                let root = self.root(component) as usize;
+                shown.get_mut(root).into_iter().for_each(|shown| *shown = true);
+            }
+        }
+        for component in self.first_by_pointer..self.first_by_call {
+            let root = self.root(component) as usize;
+            if !shown.get(root).copied().unwrap_or(false) {
+                self.solution.spoil(component);
             }
         }
     }
@@ -348,7 +375,7 @@ fn calls(code: &Code) -> impl Iterator<Item = u32> {
 }
 
 /// Whether there is something behind a call to which it may return.
-fn goes_on(code: &Code, index: u32) -> bool {
+pub(super) fn goes_on(code: &Code, index: u32) -> bool {
     code.insn(index).is_some_and(|insn| insn.flow == Flow::Call)
         && index + 1 < code.len()
         && !code.has(index, NEVER)
@@ -372,28 +399,6 @@ fn pushes_return_address(code: &Code, index: u32, depth: Option<i32>) -> bool {
     matches!(code.effect(index).rsp, Rsp::PushAgain(above) if depth == Some(above))
 }
 
-fn returns(code: &Code, index: u32) -> bool {
+pub(super) fn returns(code: &Code, index: u32) -> bool {
     code.insn(index).is_some_and(|insn| matches!(insn.flow, Flow::Return | Flow::ReturnMore))
-}
-
-/// Where rsp may be something that is not known: behind what sets it, along all ways, until it is set from
-/// the frame pointer.
-fn lost(code: &Code) -> Vec<bool> {
-    let mut lost = vec![false; code.len() as usize];
-    let mut stack: Vec<u32> = (0..code.len()).filter(|index| code.effect(*index).rsp == Rsp::Lost).collect();
-    while let Some(index) = stack.pop() {
-        let is_call = code.insn(index).is_some_and(|insn| insn.flow == Flow::Call);
-        for next in successors(code, index).into_iter().flatten() {
-            let ends = code.has(next, ENTRY) || is_call && falls(code, index) && !goes_on(code, index);
-            // What returns has the return address on top of the stack.
-            let ends = ends || returns(code, next);
-            if let Some(flag) = lost.get_mut(next as usize).filter(|flag| !**flag && !ends) {
-                *flag = true;
-                if !matches!(code.effect(next).rsp, Rsp::FromFrame(_)) {
-                    stack.push(next);
-                }
-            }
-        }
-    }
-    lost
 }

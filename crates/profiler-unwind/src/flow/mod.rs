@@ -4,6 +4,8 @@ mod decode;
 mod depth;
 mod effect;
 mod frame;
+mod lost;
+mod pointed;
 mod returns;
 mod saved;
 mod solve;

@@ -1,0 +1,46 @@
+//! Functions that are known by pointers to them: what a program hands to others (`pthread_create`) is neither called by
+//! itself nor need it return.
+//!
+//! A pointer may as well lead to a part of a function (`&&label`), or to data, so the code has to show that it is one:
+//! it calls with a stack that is aligned if it begins there. In the middle of functions that call others, compilers
+//! have the stack aligned, so where a return address is on top of it calls need another word.
+
+use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow};
+use super::depth::{DepthRules, goes_on};
+use super::solve::{Solution, falls};
+
+/// Lets functions begin where pointers lead, where nothing goes on and nothing is known. Returns where. Where callees
+/// pop nobody aligns the stack.
+pub(super) fn begin(code: &mut Code, lost: &[bool], solution: &mut Solution) -> Vec<u32> {
+    let mut begun = Vec::new();
+    for at in std::mem::take(&mut code.pointed) {
+        let Some(index) = code.index(at).filter(|index| !code.callees_pop && may_begin(code, *index)) else { continue };
+        let is_lost = lost.get(index as usize).copied().unwrap_or(true);
+        if is_lost || solution.raw(index).is_some() {
+            continue;
+        }
+        code.mark(index, ENTRY | BOUNDARY);
+        solution.pin(code, &DepthRules { code, lost }, index, 0);
+        begun.push(index);
+    }
+    begun
+}
+
+/// Whether a function that nobody calls may begin at an instruction.
+fn may_begin(code: &Code, index: u32) -> bool {
+    !code.has(index, ENTRY | FILLER) && code.jumps_to(index).next().is_none() && !is_gone_on_to(code, index)
+}
+
+/// Whether what is before an instruction, and before the filling there, may go on with it.
+fn is_gone_on_to(code: &Code, index: u32) -> bool {
+    let before = (0..index).rev().find(|before| !code.has(*before, FILLER));
+    before.is_some_and(|before| match code.insn(before).map(|insn| insn.flow) {
+        Some(Flow::Call) => goes_on(code, before),
+        _ => falls(code, before),
+    })
+}
+
+/// Whether a function that does nothing but go on elsewhere begins at an instruction.
+pub(super) fn leaves_at_once(code: &Code, index: u32) -> bool {
+    code.has(index, ENTRY) && code.insn(index).is_some_and(|insn| insn.flow == Flow::Away)
+}
