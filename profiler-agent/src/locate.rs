@@ -1,5 +1,5 @@
 //! From a raw sample to one whose frames are places in files: unwinding goes on where the kernel
-//! program had no table yet, and what was unwound with stale tables is cut.
+//! program had no table yet, and what was unwound with stale tables is unwound anew, or cut.
 
 use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
 use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
@@ -46,10 +46,15 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
     let mut stop = header.stop;
     let process = tracker.process(header.pid);
     if let Some(process) = process {
-        if let Some(stale) = frames.iter().position(|frame| is_stale(process, &header, *frame)) {
+        let stale = frames.iter().position(|frame| is_stale(process, &header, *frame));
+        let begins_anew = header.whole_stack && !sample.stack.is_empty();
+        if let (Some(stale), false) = (stale, begins_anew) {
             frames.truncate(stale + 1);
             stop = StopReason::MappingChanged;
-        } else if stop.can_go_on() && !header.whole_stack {
+        } else if stale.is_some() || stop.can_go_on() {
+            if begins_anew {
+                frames.truncate(1);
+            }
             stop = match go_on(sample, tracker, process, &mut frames) {
                 GoneOn::Stopped(stop) => stop,
                 GoneOn::NeedsTable(_file) if give_up => StopReason::NoUnwindTable,
@@ -246,7 +251,7 @@ enum GoneOn {
     NeedsTable(FileKey),
 }
 
-/// Unwinds from where the kernel program stopped, in the stack copy.
+/// Unwinds in the stack copy: from where the kernel program stopped, or from the first frame with a whole stack.
 fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frames: &mut Vec<u64>) -> GoneOn {
     let start = stack_copy_start(sample.header.registers[1]);
     let unwritten = unwritten(start, sample.stack);

@@ -59,6 +59,8 @@ pub struct ProcessEntry {
     pub extent: Extent,
     /// The state of the process's mappings that these ranges stand for.
     pub generation: u32,
+    /// 1: the ranges may be wrong soon, so each record has the registers and the stack that the sample began with.
+    pub whole_stack: u32,
 }
 
-const _: () = assert!(size_of::<ProcessEntry>() == 12);
+const _: () = assert!(size_of::<ProcessEntry>() == 16);

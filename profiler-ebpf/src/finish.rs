@@ -20,7 +20,7 @@ const RECORD_BYTES: u64 = SCRATCH_WORDS as u64 * 8;
 pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopReason) {
     let kernel_frames = walk.kernel_frames;
     let user_frames = walk.user_frames;
-    let whole_stack = settings::whole_stack() != 0;
+    let whole_stack = settings::whole_stack() != 0 || walk.process.whole_stack != 0;
     let flags = walk.kernel_mode * u64::from(FLAG_KERNEL_MODE) | u64::from(whole_stack) * u64::from(FLAG_WHOLE_STACK);
     let registers = if whole_stack { &walk.first } else { &walk.registers };
     record[word::SHAPE] = shape_word(flags, stop as u64, kernel_frames, user_frames);

@@ -40,13 +40,11 @@ pub(crate) fn run(ctx: &PerfEventContext) {
     walk.user_frames = 0;
     walk.runs = 0;
     walk.how = 0;
-    walk.process = ProcessEntry { first_range: 0, extent: Extent(0), generation: 0 };
+    walk.process = ProcessEntry { first_range: 0, extent: Extent(0), generation: 0, whole_stack: 0 };
     walk.registers = Registers { pc: 0, sp: 0, fp: 0, lr: 0, interrupted: 0, exact: 1 };
 
     let stop = start_walk(process, walk);
-    if settings::whole_stack() != 0 {
-        walk.first = walk.registers;
-    }
+    walk.first = walk.registers;
     if stop == StopReason::Complete && settings::unwind() != 0 {
         // SAFETY: the context is this program's own.
         unsafe { PROGRAMS.tail_call(ctx, 0) };

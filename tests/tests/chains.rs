@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "what goes wrong fails the test")]
 
+use std::path::Path;
+
 use spanflame_tests::{ANY, LIBC, Lab, Profile, READ, Share, Stack, begins, from_main, lab, matches};
 
 /// The share of samples that must be right: start and exit of a process are in the rest.
@@ -144,23 +146,50 @@ fn check_host(lab: &Lab, how: &[&str]) {
     assert!(share.part() > 0.6, "three of four seconds are in the plugin: {share:?}");
 }
 
-/// Two libraries in turn at one address: each sample has the names and the callers of the one that was there.
-#[test]
-fn library_in_the_place_of_another() {
-    let Some(lab) = lab() else { return };
-    let [one, other] = ["libplugin.so", "libtwin.so"].map(|name| lab.workload(name));
-    let [one, other] = [&one, &other].map(|path| path.to_str().expect("a path in UTF-8"));
-    let profile = lab.record(&OPTIONS).of(&lab.workload("swap"), &["6000", one, other]).profile();
+/// Two libraries in turn at one address, for so long each, beside programs that want the CPUs: each sample has the names
+/// and the callers of the one that was there. Returns the share of complete samples.
+fn check_swap(lab: &Lab, cpu_ms: u32, of_turn_ms: u32, beside: usize) -> Share {
+    let [swap, one, other, busy] = ["swap", "libplugin.so", "libtwin.so", "chain12"].map(|name| lab.workload(name));
+    let [swap, one, other, busy] = [&swap, &one, &other, &busy].map(|path| path.display());
+    let busy = format!("{busy} 60000 & busy=\"$busy $!\"; ").repeat(beside);
+    let script = format!("{busy} {swap} {cpu_ms} {one} {other} {of_turn_ms}; [ -z \"$busy\" ] || kill $busy");
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]).profile();
     let chains = ["plugin", "twin"].map(|name| ["entry", "middle", "leaf"].map(|part| format!("{name}_{part}")));
     let chains = chains.each_ref().map(|[entry, middle, leaf]| from_main(&["call", entry, middle, leaf]));
     let [plugin, twin] = chains.each_ref().map(Vec::as_slice);
-    // What a library does in its first moments may be cut.
-    profile.check_chains("swap", &[plugin, twin], 0.95);
-    for stack in profile.of("swap").into_iter().filter(|stack| stack.incomplete.is_none() && stack.holds("call")) {
-        assert!(begins(&stack.user, plugin) || begins(&stack.user, twin), "of both libraries: {stack:?}");
+    let mut complete = Share { right: 0, all: 0 };
+    for stack in profile.of("swap") {
+        let is_complete = stack.incomplete.is_none();
+        complete.all += stack.samples;
+        complete.right += if is_complete { stack.samples } else { 0 };
+        let at_work = ["call", "plugin_leaf", "twin_leaf"].into_iter().any(|name| stack.holds(name));
+        let is_right = begins(&stack.user, plugin) || begins(&stack.user, twin);
+        assert!(!is_complete || !at_work || is_right, "of both libraries: {stack:?}");
     }
-    let [plugin, twin] = [plugin, twin].map(|chain| profile.share("swap", &[chain]).part());
+    println!("{of_turn_ms} ms, beside {beside}: {complete:?}, {:.2}%", 100.0 * complete.part());
+    let share = |chain| profile.share("swap", &[chain]).part();
+    let [plugin, twin] = [share(plugin), share(twin)];
+    assert!(plugin + twin > 0.85 * complete.part(), "most of it is work: {plugin} and {twin}");
     assert!((plugin - twin).abs() < 0.25, "turns are of the same length: {plugin} and {twin}");
+    complete
+}
+
+#[test]
+fn library_in_the_place_of_another() {
+    let Some(lab) = lab() else { return };
+    let complete = check_swap(&lab, 6000, 400, 0);
+    // What a library does in its first moments may be cut.
+    assert!(complete.part() >= 0.97, "{complete:?}");
+}
+
+/// The kernel's tables are always those of the library before, but for the samples' own stacks.
+#[test]
+fn libraries_in_the_place_of_each_other_all_the_time() {
+    let Some(lab) = lab() else { return };
+    for (of_turn_ms, beside) in [(1, 0), (30, 0), (1, 3)] {
+        let complete = check_swap(&lab, 2500, of_turn_ms, beside);
+        assert!(complete.part() >= 0.95, "{of_turn_ms} ms beside {beside}: {complete:?}");
+    }
 }
 
 /// Functions of another program in the same process, and none mixed with those before.

@@ -1,4 +1,5 @@
-/* Two libraries in turn, each where the other one was; fails where they are not. `swap CPU_MS ONE OTHER` */
+/* Two libraries in turn, each where the other one was; fails where they are not. A turn takes 400 ms, or as long as is
+ * said, but one call at least. `swap CPU_MS ONE OTHER [CPU_MS_OF_A_TURN]` */
 
 #define _GNU_SOURCE
 
@@ -21,7 +22,7 @@ static function *entry(void *library, const char *name) { return library ? (func
 
 int main(int argc, char **argv) {
     static const char *const names[] = {"plugin_entry", "twin_entry"};
-    uint64_t enough = argument_ms(argc, argv, 1, 4000);
+    uint64_t enough = argument_ms(argc, argv, 1, 4000), of_turn = argument_ms(argc, argv, 4, MS_OF_A_TURN);
     Dl_info at;
     void *place = NULL;
     for (int turn = 0; argc > 3 && cpu_ms() < enough; turn = !turn) {
@@ -36,8 +37,10 @@ int main(int argc, char **argv) {
             return 1;
         }
         place = at.dli_fbase;
-        for (uint64_t end = cpu_ms() + MS_OF_A_TURN; cpu_ms() < end;)
+        uint64_t end = cpu_ms() + of_turn;
+        do
             sink = call(work, sink);
+        while (cpu_ms() < end);
         dlclose(library);
     }
     return 0;

@@ -16,7 +16,7 @@ use super::mapped::Mapped;
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Entry(ProcessEntry);
-// SAFETY: three `u32` under `repr(C)` and `repr(transparent)`: any bytes are a value, no padding.
+// SAFETY: four `u32` under `repr(C)` and `repr(transparent)`: any bytes are a value, no padding.
 unsafe impl Pod for Entry {}
 
 /// Rows, ranges and process entries, as the sampling program reads them.

@@ -387,6 +387,7 @@ impl Tracker {
         self.placement.expire(now);
         self.executables.forget_early();
         self.confirm_execs(now);
+        self.end_copies(now);
         let over = |since: MonotonicNs| now.0.saturating_sub(since.0) > GRACE_NS;
         let grace_ns = if self.keeps_ended { u64::MAX } else { ENDED_GRACE_NS };
         let unneeded = |ended: MonotonicNs| now.0.saturating_sub(ended.0) > grace_ns && ended < needed_from;

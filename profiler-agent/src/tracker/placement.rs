@@ -70,14 +70,14 @@ impl Placement {
     }
 
     /// Makes the kernel unwind the process with these ranges; without any it forgets the process.
-    /// Returns where they are and the number of this state; `None` when there are none, or no room for
-    /// them: then what was published before stays.
-    pub(crate) fn publish(&mut self, pid: Pid, ranges: &[Range]) -> Option<(Slot, u32)> {
+    /// With `whole_stack` its records have the stack that the sample began with. Returns where they are and the
+    /// number of this state; `None` when there are none, or no room for them: then what was published before stays.
+    pub(crate) fn publish(&mut self, pid: Pid, ranges: &[Range], whole_stack: bool) -> Option<(Slot, u32)> {
         if ranges.is_empty() {
             self.tables.remove_process(pid);
             return None;
         }
-        self.write(pid, ranges)
+        self.write(pid, ranges, whole_stack)
     }
 
     /// Whether the kernel has a table for the process.
@@ -85,7 +85,7 @@ impl Placement {
         self.tables.has_process(pid)
     }
 
-    fn write(&mut self, pid: Pid, ranges: &[Range]) -> Option<(Slot, u32)> {
+    fn write(&mut self, pid: Pid, ranges: &[Range], whole_stack: bool) -> Option<(Slot, u32)> {
         let extent = Extent::new(ranges.len())?;
         let length = extent.count() + 1;
         let start = self.ranges.take(length).or_else(|| {
@@ -96,7 +96,7 @@ impl Placement {
         let generation = self.next_generation;
         self.next_generation = self.next_generation.wrapping_add(1).max(1);
         let first_range = slot.start + 1;
-        let entry = ProcessEntry { first_range, extent, generation };
+        let entry = ProcessEntry { first_range, extent, generation, whole_stack: whole_stack.into() };
         self.tables.write_ranges(pid, &entry, ranges);
         if self.tables.set_process(pid, entry).is_err() {
             // No walk can have found it.

@@ -33,6 +33,10 @@ const MOST_NAMES: usize = 64;
 /// States of a process's range table whose times are remembered, at most.
 const MOST_GENERATIONS: usize = 1024;
 
+/// How long after code of a file took the place of other code it is expected to happen again. The kernel knows of the
+/// first time some 10 ms later; from then on samples come with the stack, for user space to unwind.
+const REPLACING_NS: u64 = 2_000_000_000;
+
 /// Code in a process, for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CodeMapping {
@@ -98,6 +102,10 @@ pub(crate) struct Process {
     past: Vec<CodeMapping>,
     /// When code was last replaced or removed.
     last_removal: MonotonicNs,
+    /// When code of a file last took the place of other code of a file.
+    last_replacement: Option<MonotonicNs>,
+    /// The kernel was told to copy its stacks.
+    pub(crate) has_copies: bool,
     /// The newest sideband record that went into `live`.
     known_up_to: MonotonicNs,
     /// Records up to this time are in the scan of /proc already.
@@ -130,6 +138,8 @@ impl Process {
             live: BTreeMap::new(),
             past: Vec::new(),
             last_removal: ALWAYS,
+            last_replacement: None,
+            has_copies: false,
             known_up_to: since,
             scanned_at: ALWAYS,
             generations: VecDeque::new(),
@@ -235,6 +245,7 @@ impl Process {
         self.past.extend(gone.map(|mapping| CodeMapping { until: time, ..mapping }));
         self.changed(time);
         self.last_removal = time;
+        self.last_replacement = None;
         self.first_thread_ended = false;
         // The kernel has ended all others (`de_thread`, linux/fs/exec.c).
         self.threads = Some(1);
@@ -259,8 +270,12 @@ impl Process {
         if self.live.get(&start).is_some_and(|known| CodeMapping { since, ..*known } == new) {
             return true;
         }
-        if self.unmap(start, end, since) {
+        let hit = self.unmap(start, end, since);
+        if !hit.is_empty() {
             self.last_removal = since;
+        }
+        if file != ANONYMOUS && hit.iter().any(|old| old.file != ANONYMOUS && old.rows_of() != new.rows_of()) {
+            self.last_replacement = Some(since);
         }
         let most = if file == ANONYMOUS { MOST_GENERATED } else { MOST_LIVE };
         let room = self.live.len() < most;
@@ -271,8 +286,8 @@ impl Process {
         room
     }
 
-    /// Ends what is mapped in `[start, end)`; what sticks out stays. Returns whether there was any.
-    fn unmap(&mut self, start: VirtualAddress, end: VirtualAddress, time: MonotonicNs) -> bool {
+    /// Ends what is mapped in `[start, end)`; what sticks out stays. Returns what was there.
+    fn unmap(&mut self, start: VirtualAddress, end: VirtualAddress, time: MonotonicNs) -> Vec<CodeMapping> {
         let before = self.live.range(..start).next_back().filter(|(_start, mapping)| mapping.end > start);
         let inside = self.live.range(start..end.max(start));
         let hit: Vec<CodeMapping> = before.into_iter().chain(inside).map(|(_start, mapping)| *mapping).collect();
@@ -287,7 +302,13 @@ impl Process {
                 self.live.insert(end, CodeMapping { start: end, file_offset: skipped, ..*mapping });
             }
         }
-        !hit.is_empty()
+        hit
+    }
+
+    /// Whether it replaced code of files lately. Code that is made at run time is replaced all the time, and has the
+    /// same rows.
+    pub(crate) fn replaces_code(&self, now: MonotonicNs) -> bool {
+        self.last_replacement.is_some_and(|last| now.0.saturating_sub(last.0) < REPLACING_NS)
     }
 
     fn remember(&mut self, gone: CodeMapping) {
@@ -452,6 +473,27 @@ mod tests {
         assert!(!at(&process, 7, 0x9000), "samples of that time may have used it");
         process.forget(MonotonicNs(91));
         assert!(at(&process, 7, 0x9000), "forgotten");
+    }
+
+    #[test]
+    fn what_replaces_code_of_files_is_remembered_for_a_while() {
+        let at = |file, file_offset, start| {
+            let mut process = process();
+            let range = (VirtualAddress(start), VirtualAddress(start + 0x1000));
+            process.map(range, FileOffset(file_offset), file, MonotonicNs(50));
+            process
+        };
+        assert!(!process().replaces_code(MonotonicNs(50)));
+        let replaced = at(B, 0, 0x2000);
+        assert!(replaced.replaces_code(MonotonicNs(49 + REPLACING_NS)));
+        assert!(!replaced.replaces_code(MonotonicNs(50 + REPLACING_NS)));
+        assert!(at(A, 0, 0x2000).replaces_code(MonotonicNs(50)), "another place in the same file");
+        for (file, file_offset, start) in [(A, 0x1100, 0x2000), (B, 0, 0x6000), (ANONYMOUS, 0, 0x2000)] {
+            assert!(!at(file, file_offset, start).replaces_code(MonotonicNs(50)), "{file:?} {start:#x}");
+        }
+        let mut next = at(B, 0, 0x2000);
+        next.exec(MonotonicNs(60));
+        assert!(!next.replaces_code(MonotonicNs(60)));
     }
 
     #[test]

@@ -225,7 +225,8 @@ impl Tracker {
             return;
         }
         let (ranges, whole) = self.ranges_of(process);
-        let published = self.placement.publish(pid, &ranges);
+        let replaces_code = process.replaces_code(now);
+        let published = self.placement.publish(pid, &ranges, replaces_code);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         let pause_ns = ranges.len() as u64 * QUARANTINE.0 / RANGES_A_SECOND;
         process.publish_from = MonotonicNs(now.0 + pause_ns);
@@ -239,6 +240,7 @@ impl Tracker {
             return;
         }
         let old_slot = std::mem::replace(&mut process.slot, published.map(|(slot, _generation)| slot));
+        process.has_copies = replaces_code;
         process.published(published.map_or(0, |(_slot, generation)| generation), now);
         self.placement.release_slot(old_slot, now);
     }
@@ -251,6 +253,16 @@ impl Tracker {
         for process in self.processes.values_mut().filter(lives) {
             let recent = process.last_exec().is_some_and(|exec| now.0.saturating_sub(exec.0) < CONFIRM_NS);
             if recent && !placement.has_process(process.pid) {
+                process.dirty = true;
+                self.touched.push(process.pid);
+            }
+        }
+    }
+
+    /// Has the kernel stop copying the stacks of processes that replace their code no more.
+    pub(super) fn end_copies(&mut self, now: MonotonicNs) {
+        for process in self.processes.values_mut().filter(|process| process.has_copies && !process.is_over()) {
+            if !process.replaces_code(now) {
                 process.dirty = true;
                 self.touched.push(process.pid);
             }
