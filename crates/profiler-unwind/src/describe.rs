@@ -11,8 +11,10 @@ use crate::table::UnwindTable;
 /// How many bytes of a file's code are unwound in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// By call frame information, Go's table or well-known bytes.
+    /// By call frame information or Go's table.
     pub by_table_bytes: u64,
+    /// By its instructions, for want of a table.
+    pub by_instructions_bytes: u64,
     /// By the frame pointer, for want of a table.
     pub by_frame_pointer_bytes: u64,
     /// Not at all: there is no table, and nothing shows that a frame pointer is kept.
@@ -40,6 +42,10 @@ impl Coverage {
                 *bytes = bytes.saturating_add(end.saturating_sub(u64::from(row.pc_offset())));
             }
         }
+        let guessed_bytes = coverage.by_frame_pointer_bytes.saturating_add(coverage.uncovered_bytes);
+        let told_bytes = table.problems.bare_bytes.saturating_sub(guessed_bytes).min(coverage.by_table_bytes);
+        coverage.by_instructions_bytes = told_bytes;
+        coverage.by_table_bytes -= told_bytes;
         coverage
     }
 }
@@ -82,10 +88,11 @@ mod tests {
             build_id: None,
             segments: Vec::new(),
             parts: vec![part(0x1000, 0x1100, &first), part(0x2000, 0x2005, &[(0, Rule::NO_FRAME_POINTER)])],
-            problems: Problems::default(),
+            problems: Problems { bare_bytes: 100 + 10 + 1 + 5, ..Problems::default() },
         };
         let expected = Coverage {
-            by_table_bytes: 100 + (0x100 - 113),
+            by_table_bytes: 0x100 - 113,
+            by_instructions_bytes: 100,
             by_frame_pointer_bytes: 10,
             uncovered_bytes: 1 + 5,
             refused_bytes: 2,

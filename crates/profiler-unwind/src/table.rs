@@ -56,6 +56,8 @@ pub struct Problems {
     pub frame_pointer: u64,
     /// Signal frames that do not look like the kernel's.
     pub signal_frame: u64,
+    /// Bytes of code of which no table tells, and of what fills the space between.
+    pub bare_bytes: u64,
 }
 
 impl Problems {
@@ -413,6 +415,7 @@ impl<F: ReadAt> Builder<'_, F> {
         if start >= until {
             return Ok(());
         }
+        self.problems.bare_bytes += until - start;
         if let Some((offset, left)) = self.elf.in_file(Svma(start)) {
             let length = left.min(until - start).min(self.bare_left_bytes);
             self.bare_left_bytes = self.bare_left_bytes.saturating_sub(length.max(bare::MIN_COST_BYTES));

@@ -140,19 +140,28 @@ impl Circumstances<'_> {
         let path = code.path.clone();
         let covered = code.description().is_some_and(|description| {
             let coverage = &description.coverage;
+            let guessed_bytes = coverage.by_frame_pointer_bytes.saturating_add(coverage.uncovered_bytes);
+            let bare_bytes = coverage.by_instructions_bytes.saturating_add(guessed_bytes);
             // What a compiler made has tables or not; what lacks them in a file that has them is assembly.
-            coverage.by_table_bytes > 4 * (coverage.by_frame_pointer_bytes + coverage.uncovered_bytes)
+            coverage.by_table_bytes > bare_bytes.saturating_mul(4)
         });
-        match (covered, self.owners.contains_key(code.path.as_str())) {
-            (true, true) => Fix::Nothing { why: Why::PackagedAssembly },
-            (true, false) => Fix::AnnotateAssembly { path, function: function.to_owned() },
+        let symtab = code.description().is_some_and(|description| description.sections.symtab);
+        let owned = self.owners.contains_key(code.path.as_str());
+        match (covered, owned || is_of_system(&path)) {
+            (true, _) if owned => Fix::Nothing { why: Why::PackagedAssembly },
+            (true, _) => Fix::AnnotateAssembly { path, function: function.to_owned() },
             (false, true) => {
                 // Compilers write it there with -g, where they are to make no tables.
-                let package = self
-                    .for_names(code)
-                    .filter(|fix| matches!(fix, Fix::InstallDebugPackage { .. } | Fix::ProvideDebugFile { .. }));
-                package.unwrap_or(Fix::BuildUnwindable { path })
+                let package = self.for_names(code).filter(|fix| {
+                    matches!(
+                        fix,
+                        Fix::InstallDebugPackage { .. } | Fix::InstallDebugInfo { .. } | Fix::ProvideDebugFile { .. }
+                    )
+                });
+                package.unwrap_or(Fix::UseUnwindable { path })
             }
+            // Who strips it may well not be who has built it.
+            (false, false) if !symtab => Fix::UseUnwindable { path },
             (false, false) => Fix::BuildUnwindable { path },
         }
     }
@@ -202,7 +211,17 @@ mod tests {
         code
     }
 
-    /// Asks with some files, of which `/usr/lib/packaged.so` is of a package.
+    /// Without tables, told by its instructions for the most part.
+    fn bare(path: &str, symtab: bool) -> Code {
+        let mut code = code(path, 10, 1000);
+        if let Contents::Described(Description { coverage, sections, .. }) = &mut code.contents {
+            coverage.by_instructions_bytes = 9000;
+            sections.symtab = symtab;
+        }
+        code
+    }
+
+    /// Asks with some files, of which `/usr/lib/packaged.so` and `/usr/lib/bare.so` are of a package.
     fn with<T>(
         (run_time, command, names): (Option<RunTime>, &[&str], Names),
         packages: &Packages,
@@ -217,7 +236,10 @@ mod tests {
         let mut large = code("/opt/large", 1000, 10);
         large.lacked_room = true;
         let all = [
-            code("/opt/bare.so", 10, 1000),
+            bare("/opt/bare.so", true),
+            bare("/opt/stripped.so", false),
+            bare("/usr/lib/bare.so", false),
+            bare("/lib/symbols.so", true),
             code("/opt/covered.so", 1000, 10),
             code("/usr/lib/packaged.so", 1000, 10),
             jit,
@@ -231,7 +253,7 @@ mod tests {
             large,
         ];
         let owner = Owner { package: "libpackaged1".to_owned(), version: "1-2".to_owned() };
-        let owners = HashMap::from([("/usr/lib/packaged.so".to_owned(), owner)]);
+        let owners = ["/usr/lib/packaged.so", "/usr/lib/bare.so"].map(|path| (path.to_owned(), owner.clone())).into();
         let (pid, own_pid) = (Pid(77), 1);
         ask(&Circumstances {
             run_time,
@@ -256,8 +278,12 @@ mod tests {
         let nothing = |why| Fix::Nothing { why };
         let path = |path: &str| path.to_owned();
         let annotate = Fix::AnnotateAssembly { path: path("/opt/covered.so"), function: "f".to_owned() };
+        let package = Fix::InstallDebugPackage { package: "libpackaged1-dbgsym".to_owned(), version: "1-2".to_owned() };
         let cases = [
             (NoFramePointer, "f", "/opt/bare.so", Fix::BuildUnwindable { path: path("/opt/bare.so") }),
+            (NoFramePointer, "f", "/opt/stripped.so", Fix::UseUnwindable { path: path("/opt/stripped.so") }),
+            (NoFramePointer, "f", "/usr/lib/bare.so", package),
+            (NoFramePointer, "f", "/lib/symbols.so", Fix::UseUnwindable { path: path("/lib/symbols.so") }),
             (NoFramePointer, "f", "/opt/covered.so", annotate),
             (NoFramePointer, "f", "/usr/lib/packaged.so", nothing(Why::PackagedAssembly)),
             (NoFramePointer, "[jit]", "[jit]", Fix::FramePointersInGenerated),
@@ -351,7 +377,8 @@ mod tests {
         ] {
             let packages = Packages { distribution, elsewhere, ..Packages::default() };
             let fix = with((None, &[], Names::None), &packages, |circumstances| {
-                circumstances.for_names(&circumstances.code[2])
+                let code = circumstances.code.iter().find(|code| code.path == path()).unwrap();
+                circumstances.for_names(code)
             });
             assert_eq!(fix, Some(expected));
         }

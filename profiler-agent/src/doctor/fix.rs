@@ -68,7 +68,12 @@ pub(super) enum Fix {
         /// The program or library.
         path: String,
     },
-    /// Describe the frames of a function that is written in assembly.
+    /// Have what others built without unwind tables with them.
+    UseUnwindable {
+        /// The program or library.
+        path: String,
+    },
+    /// Describe the frames of a function that is written in assembly, or build what is linked into a file with tables.
     AnnotateAssembly {
         /// The program or library.
         path: String,
@@ -163,7 +168,7 @@ pub(super) enum Why {
     UnusualTable,
     /// A thread that began, ended or ran another program just then.
     InBetween,
-    /// Assembly in somebody else's package.
+    /// Code in somebody else's package, most of which has a table; such code is assembly as a rule.
     PackagedAssembly,
     /// The memory for tables is used up.
     TablesFull,
@@ -255,9 +260,20 @@ impl fmt::Display for Fix {
                  with -fno-omit-frame-pointer",
                 file(path)
             ),
-            Self::AnnotateAssembly { path, function } => {
-                write!(f, "add .cfi directives to {} (assembly in {})", quoted(function), file(path))
-            }
+            Self::UseUnwindable { path } => write!(
+                f,
+                "{} was built without unwind tables, and keeps no frame pointers there: use a build of it with \
+                 -fasynchronous-unwind-tables (C, C++), or ask who built it for one, or for its debug file with \
+                 .debug_frame",
+                file(path)
+            ),
+            Self::AnnotateAssembly { path, function } => write!(
+                f,
+                "{} in {} has no unwind information, but most of that file has: add .cfi directives if it is assembly; \
+                 if a static library brought it (musl's libc.a), build that with -fasynchronous-unwind-tables",
+                quoted(function),
+                file(path)
+            ),
             Self::UpgradeGo => f.write_str("build it with Go 1.21 or later"),
             Self::NodePerfMap => f.write_str("start it with: node --perf-basic-prof"),
             Self::JvmPerfMap { .. } => {
@@ -306,7 +322,9 @@ impl fmt::Display for Why {
             Self::GoChangesStacks => "Go's runtime leaves the goroutine's stack there without a trace",
             Self::UnusualTable => "its unwind information is of a kind that is not handled",
             Self::InBetween => "a thread began, ended or ran another program just then, or its stack is damaged",
-            Self::PackagedAssembly => "assembly of that package without unwind information",
+            Self::PackagedAssembly => {
+                "code of that package without unwind information, while most of the file has some: assembly, as a rule"
+            }
             Self::TablesFull => "the memory for unwind tables is used up",
             Self::TableTooLate => "its unwind table was not there in time; a longer -d has relatively fewer",
             Self::Damaged => "the file is damaged, or reading it failed",
@@ -332,6 +350,7 @@ mod tests {
             Fix::Restart { path: path.clone() },
             Fix::ProvideParts { path: path.clone(), part: path.clone() },
             Fix::BuildUnwindable { path: path.clone() },
+            Fix::UseUnwindable { path: path.clone() },
             Fix::AllowReading { path: path.clone() },
             Fix::ProvideDebugFile { path: path.clone(), build_id: "abcd".to_owned(), package: String::new() },
             Fix::AnnotateAssembly { path: path.clone(), function: path },

@@ -142,6 +142,16 @@ pub(super) fn server() -> Findings {
     };
     let replaced = scene.file("/usr/lib/libreplaced.so", "cc03", Contents::Described(stripped()));
     scene.code[replaced].deleted = true;
+    let told = Description {
+        coverage: Coverage {
+            by_table_bytes: 60,
+            by_instructions_bytes: 600_000,
+            uncovered_bytes: 900,
+            ..Coverage::default()
+        },
+        ..stripped()
+    };
+    scene.file("/lib/ld-musl-x86_64.so.1", "", Contents::Described(told));
     scene.file("/opt/libfp.so", "", Contents::Described(frame_pointers));
     scene.file("/opt/libnothing.so", "", Contents::Described(Description::default()));
     scene.file("/run/secret", "", Contents::Unopened);

@@ -109,6 +109,17 @@ pub(super) enum Unwinding {
         covered_bytes: u64,
         /// Bytes of code that it does not cover, or not usefully.
         uncovered_bytes: u64,
+        /// Of these, bytes of code whose instructions tell where the caller is.
+        by_instructions_bytes: u64,
+        /// And bytes of code that keep a frame pointer.
+        by_frame_pointer_bytes: u64,
+    },
+    /// Its instructions: no table covers its code, but what it does to the stack pointer can be followed.
+    Instructions {
+        /// Bytes of code that tell where the caller is.
+        covered_bytes: u64,
+        /// Bytes of code that do not.
+        uncovered_bytes: u64,
         /// Of these, bytes of code that keep a frame pointer.
         by_frame_pointer_bytes: u64,
     },
@@ -389,16 +400,24 @@ impl Unwinding {
             None
         };
         let (table, pointer) = (coverage.by_table_bytes, coverage.by_frame_pointer_bytes);
+        let instructions = coverage.by_instructions_bytes;
         let none = coverage.uncovered_bytes.saturating_add(coverage.refused_bytes);
+        let uncovered_bytes = instructions.saturating_add(pointer).saturating_add(none);
         match section {
             // Less is what start files and some assembly bring along.
-            Some(section) if table >= pointer.saturating_add(none) / LEAST_TABLE => Self::Table {
+            Some(section) if table >= uncovered_bytes / LEAST_TABLE => Self::Table {
                 section,
                 file: description.frames_file.clone(),
                 rows: description.rows,
                 refused: description.refused,
                 unreadable: description.unreadable,
                 covered_bytes: table,
+                uncovered_bytes,
+                by_instructions_bytes: instructions,
+                by_frame_pointer_bytes: pointer,
+            },
+            _ if instructions >= pointer.max(none) && instructions > 0 => Self::Instructions {
+                covered_bytes: instructions,
                 uncovered_bytes: pointer.saturating_add(none),
                 by_frame_pointer_bytes: pointer,
             },

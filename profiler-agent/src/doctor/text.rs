@@ -155,9 +155,13 @@ fn table(text: &mut String, report: &Report, width: usize) {
 
 /// Whether there is nothing to say about the unwinding of a file.
 fn is_plain(code: &CodeEntry) -> bool {
-    let Unwinding::Table { unreadable: 0, covered_bytes, uncovered_bytes, .. } = code.unwinding else { return false };
+    let Unwinding::Table { unreadable: 0, covered_bytes, uncovered_bytes, by_instructions_bytes, .. } = code.unwinding
+    else {
+        return false;
+    };
     // What start files add to every program is some dozens of bytes, and the kernel pads its own page.
-    let lacks_much = is_share(uncovered_bytes, covered_bytes) && uncovered_bytes >= MANY_UNCOVERED_BYTES;
+    let lacking_bytes = uncovered_bytes.saturating_sub(by_instructions_bytes);
+    let lacks_much = is_share(lacking_bytes, covered_bytes) && lacking_bytes >= MANY_UNCOVERED_BYTES;
     !lacks_much || code.path.starts_with('[')
 }
 
@@ -210,16 +214,27 @@ fn row(code: &CodeEntry, report: &Report, debug_path_width: usize) -> Row {
 
 fn unwinding(code: &CodeEntry) -> String {
     match &code.unwinding {
-        Unwinding::Table { section, file, covered_bytes, by_frame_pointer_bytes, .. } => {
+        Unwinding::Table { section, file, covered_bytes, by_instructions_bytes, by_frame_pointer_bytes, .. } => {
             let mut text = (*section).to_owned();
             if !file.is_empty() {
                 text.push_str(" (debug file)");
+            }
+            // Start files are no more than that, and the kernel pads its own page.
+            let many = *by_instructions_bytes >= MANY_UNCOVERED_BYTES && !code.path.starts_with('[');
+            if many && is_share(*by_instructions_bytes, *covered_bytes) {
+                text.push_str(", instructions");
             }
             if is_share(*by_frame_pointer_bytes, *covered_bytes) {
                 text.push_str(", frame pointers");
             }
             text
         }
+        Unwinding::Instructions { covered_bytes, by_frame_pointer_bytes, .. }
+            if is_share(*by_frame_pointer_bytes, *covered_bytes) =>
+        {
+            "instructions, frame pointers".to_owned()
+        }
+        Unwinding::Instructions { .. } => "instructions".to_owned(),
         Unwinding::FramePointer { .. } => "frame pointers only".to_owned(),
         Unwinding::None => "none".to_owned(),
         Unwinding::Unsupported { why } if why.contains("32-bit") => "32-bit: not unwound".to_owned(),
@@ -234,6 +249,7 @@ fn covers(code: &CodeEntry) -> String {
         // The kernel pads its own page.
         _ if code.path.starts_with('[') => String::new(),
         Unwinding::Table { covered_bytes, uncovered_bytes, .. }
+        | Unwinding::Instructions { covered_bytes, uncovered_bytes, .. }
         | Unwinding::FramePointer { covered_bytes, uncovered_bytes } => {
             percent(covered_bytes, covered_bytes.saturating_add(uncovered_bytes))
         }

@@ -35,10 +35,21 @@ pub(super) fn decode(payload: &[u8]) -> Result<Description, &'static str> {
 }
 
 /// All numbers, in the order in which they are sent.
-fn numbers(description: &mut Description) -> [&mut u64; 8] {
+fn numbers(description: &mut Description) -> [&mut u64; 9] {
     let Description { rows, refused, unreadable, coverage, missing_parts, .. } = description;
-    let Coverage { by_table_bytes, by_frame_pointer_bytes, uncovered_bytes, refused_bytes } = coverage;
-    [rows, refused, unreadable, missing_parts, by_table_bytes, by_frame_pointer_bytes, uncovered_bytes, refused_bytes]
+    let Coverage { by_table_bytes, by_instructions_bytes, by_frame_pointer_bytes, uncovered_bytes, refused_bytes } =
+        coverage;
+    [
+        rows,
+        refused,
+        unreadable,
+        missing_parts,
+        by_table_bytes,
+        by_instructions_bytes,
+        by_frame_pointer_bytes,
+        uncovered_bytes,
+        refused_bytes,
+    ]
 }
 
 /// All sections, in the order in which they are sent.

@@ -90,10 +90,10 @@ fn parts_into(out: &mut Writer, parts: &[Part]) {
 }
 
 /// All fields of a [`Problems`], in the order in which they are sent.
-fn numbers(problems: &mut Problems) -> [&mut u64; 10] {
+fn numbers(problems: &mut Problems) -> [&mut u64; 11] {
     let Problems { sections_unusable, fdes_unreadable, fdes_cut, cfi_rows, .. } = problems;
     let Problems { cfa_register, cfa_offset, cfa_expression, return_address, .. } = problems;
-    let Problems { frame_pointer, signal_frame, .. } = problems;
+    let Problems { frame_pointer, signal_frame, bare_bytes, .. } = problems;
     [
         sections_unusable,
         fdes_unreadable,
@@ -105,6 +105,7 @@ fn numbers(problems: &mut Problems) -> [&mut u64; 10] {
         return_address,
         frame_pointer,
         signal_frame,
+        bare_bytes,
     ]
 }
 
