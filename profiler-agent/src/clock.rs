@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use profiler_common::address::MonotonicNs;
-use rustix::time::{ClockId, Timespec, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 
 /// Now, on the clock of samples and sideband records.
 #[must_use]
@@ -30,6 +30,12 @@ pub(crate) fn monotonic_at(seconds: i64, nanoseconds: u64) -> MonotonicNs {
     let (unix, monotonic) = (i128::from(unix_ns()), i128::from(monotonic().0));
     let age_ns = unix - (i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds));
     MonotonicNs(u64::try_from((monotonic - age_ns).max(0)).unwrap_or(u64::MAX))
+}
+
+/// From one interrupt of the kernel's timer to the next, in ns: 1 to 10 ms.
+#[must_use]
+pub(crate) fn tick_ns() -> u64 {
+    nanoseconds(clock_getres(ClockId::RealtimeCoarse))
 }
 
 /// CPU time of this thread, which other programs of a busy machine do not make longer.

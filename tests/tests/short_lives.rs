@@ -129,6 +129,26 @@ fn process_ids_that_are_used_again() {
     }
 }
 
+/// Each life is that of a file that was written just before and stays, but the process is gone when its record is read.
+#[test]
+fn programs_that_run_once() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [brief, other] = ["brief", "become"].map(|name| lab.workload(name));
+    let script = format!(
+        "cd {}; for life in $(seq 100); do mkdir $life; \
+         cp {} $life/brief; $life/brief 5; cp {} $life/become; $life/become 5; done; :",
+        folder.path().display(),
+        brief.display(),
+        other.display()
+    );
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    for (process, _functions) in WORK {
+        let share = check_own_stacks(&profile, process);
+        assert!(share.part() >= 0.95, "{process}: {share:?} {:?}", profile.quality);
+    }
+}
+
 /// Both programs are written into the same file in turn, each when the one before has ended. What can't be read any more
 /// is cut.
 #[test]

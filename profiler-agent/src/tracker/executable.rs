@@ -11,7 +11,7 @@ use profiler_common::step::NoBarrier;
 use profiler_unwind::{Segment, bias_of_mapping};
 
 use super::executables::TRAMPOLINES;
-use super::open::{is_mapped, unchanged_since};
+use super::open::{Presence, is_mapped, unchanged_since};
 use crate::clock;
 use crate::debug_files::Place;
 use crate::kernel::Tables;
@@ -98,10 +98,10 @@ impl Identity {
         })
     }
 
-    /// From when on what a process has mapped since `at` is this, as it was found a moment ago; `None` when that may have
+    /// From when on what a process has or had mapped is this, as it was found a moment ago; `None` when that may have
     /// been written there later.
-    pub(super) fn holds_from(&self, at: MonotonicNs, pid: Pid, mapping: &Mapping) -> Option<MonotonicNs> {
-        let since = unchanged_since(self.changed);
+    pub(super) fn holds_from(&self, presence: Presence, pid: Pid, mapping: &Mapping) -> Option<MonotonicNs> {
+        let (since, at) = (unchanged_since(self.changed), presence.from);
         if since < at {
             return Some(since);
         }
@@ -109,7 +109,7 @@ impl Identity {
         let changed = on_our_clock(self.changed);
         let is_written_later = changed > at && changed <= clock::monotonic() && on_our_clock(self.modified) > at;
         // A program can't be written to while it runs; of a library the process sees what is written to it.
-        (!is_written_later && is_mapped(pid, mapping)).then_some(at)
+        (!is_written_later && (since < presence.to || is_mapped(pid, mapping))).then_some(at)
     }
 }
 

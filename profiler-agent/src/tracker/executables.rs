@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
 
 use super::executable::{Executable, Identity, Unwinding};
-use super::open::{Opened, Root, copy_of_vdso, leads_to, open, root_seen_by};
+use super::open::{Opened, Presence, Root, copy_of_vdso, leads_to, open, root_seen_by};
 use super::process::{JitDump, NEVER};
 use super::trampoline;
 use crate::clock;
@@ -122,8 +122,8 @@ impl Executables {
         key
     }
 
-    /// The file of a mapping that was there `at` that time, opened if it has to be.
-    pub(crate) fn find(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Found {
+    /// The file of a mapping, opened if it has to be.
+    pub(super) fn find(&mut self, pid: Pid, mapping: &Mapping, presence: Presence) -> Found {
         match mapping.path.to_str() {
             Some("[vdso]") => return self.find_vdso(),
             Some("[vsyscall]" | "[uprobes]" | "[sigpage]") => return Found::Nothing,
@@ -138,11 +138,11 @@ impl Executables {
         {
             return Found::Known(early.key);
         }
-        if let Some(key) = self.by_number(mapping.file, at) {
+        if let Some(key) = self.by_number(mapping.file, presence.from) {
             return Found::Known(key);
         }
-        match open(pid, mapping, at) {
-            Opened::File(file) => self.opened(pid, mapping, file, at),
+        match open(pid, mapping, presence) {
+            Opened::File(file) => self.opened(pid, mapping, file, presence),
             Opened::NoFile => Found::Known(ANONYMOUS),
             Opened::Nothing => self.unreadable(mapping),
         }
@@ -161,9 +161,9 @@ impl Executables {
         if !of_file || self.early.len() >= MOST_EARLY || self.by_number(mapping.file, at).is_some() {
             return Foreseen::Known;
         }
-        let place = (pid, mapping.start, mapping.file);
-        match open(pid, mapping, at) {
-            Opened::File(file) => match self.opened(pid, mapping, file, at) {
+        let (place, presence) = ((pid, mapping.start, mapping.file), Presence::at(at));
+        match open(pid, mapping, presence) {
+            Opened::File(file) => match self.opened(pid, mapping, file, presence) {
                 Found::Known(key) => {
                     self.early.insert(place, Early { key, is_old: false });
                     Foreseen::Looked
@@ -184,10 +184,10 @@ impl Executables {
         self.early.retain(|_mapping, early| !std::mem::replace(&mut early.is_old, true));
     }
 
-    fn opened(&mut self, pid: Pid, mapping: &Mapping, file: OwnedFd, at: MonotonicNs) -> Found {
+    fn opened(&mut self, pid: Pid, mapping: &Mapping, file: OwnedFd, presence: Presence) -> Found {
         let now = clock::monotonic();
         let Some(identity) = Identity::of(&file) else { return self.unreadable(mapping) };
-        let Some(since) = identity.holds_from(at, pid, mapping) else { return self.unreadable(mapping) };
+        let Some(since) = identity.holds_from(presence, pid, mapping) else { return self.unreadable(mapping) };
         let file = Arc::new(file);
         let place = self.place_of(pid, mapping, &file);
         let found = match self.by_identity.get(&identity).copied() {
@@ -252,7 +252,7 @@ impl Executables {
 
     /// Opens what a process mapped to tell where its jitdump is.
     pub(super) fn open_jitdump(pid: Pid, mapping: &Mapping, since: MonotonicNs) -> Option<JitDump> {
-        let Opened::File(file) = open(pid, mapping, since) else { return None };
+        let Opened::File(file) = open(pid, mapping, Presence::at(since)) else { return None };
         Some(JitDump { id: mapping.file, file: Arc::new(file), path: shown_path(mapping), since })
     }
 
@@ -370,12 +370,16 @@ mod tests {
         let is_there =
             |place: &Place| place.path == shown_path(mapping) && place.root.as_ref().and_then(Identity::of) == identity;
         let mut executables = Executables::new();
-        let Found::New(key) = executables.find(pid, mapping, clock::monotonic()) else { panic!("it is new") };
+        let Found::New(key) = executables.find(pid, mapping, Presence::at(clock::monotonic())) else {
+            panic!("it is new")
+        };
         assert!(is_there(&executables.get(key).unwrap().place()));
         executables.close(key);
         let closed = executables.get(key).unwrap().place();
         assert!(closed.path.is_empty() && closed.root.is_none(), "its path leads elsewhere here: {closed:?}");
-        assert!(matches!(executables.find(pid, mapping, clock::monotonic()), Found::Known(known) if known == key));
+        assert!(
+            matches!(executables.find(pid, mapping, Presence::at(clock::monotonic())), Found::Known(known) if known == key)
+        );
         assert!(is_there(&executables.get(key).unwrap().place()), "opened again");
     }
 
@@ -418,13 +422,17 @@ mod tests {
         assert_eq!(mapping.file, of_ended.file);
         let mut executables = Executables::new();
         let is_new = |found| if let Found::New(key) = found { Some(key) } else { None };
-        let key = is_new(executables.find(pid, &mapping, now)).unwrap();
-        assert!(matches!(executables.find(ended, &of_ended, then), Found::Unreadable(other) if other != key));
-        assert!(matches!(executables.find(pid, &mapping, now), Found::Known(known) if known == key));
+        let key = is_new(executables.find(pid, &mapping, Presence::at(now))).unwrap();
+        assert!(
+            matches!(executables.find(ended, &of_ended, Presence::at(then)), Found::Unreadable(other) if other != key)
+        );
+        assert!(matches!(executables.find(pid, &mapping, Presence::at(now)), Found::Known(known) if known == key));
         // The process has it mapped now, but has had it mapped since before it was written.
-        assert!(matches!(executables.find(pid, &mapping, then), Found::Known(known) if known != key));
+        assert!(matches!(executables.find(pid, &mapping, Presence::at(then)), Found::Known(known) if known != key));
         let later = MonotonicNs(now.0 + 1_000_000_000);
-        assert!(matches!(executables.find(Pid(u32::MAX), &mapping, later), Found::Known(known) if known == key));
+        assert!(
+            matches!(executables.find(Pid(u32::MAX), &mapping, Presence::at(later)), Found::Known(known) if known == key)
+        );
     }
 
     #[test]
@@ -433,7 +441,9 @@ mod tests {
         let mappings = proc_fs::executable_mappings(us).unwrap();
         let mapping = mappings.iter().find(|mapping| mapping.file.inode != 0).unwrap();
         let mut executables = Executables::new();
-        let Found::New(key) = executables.find(us, mapping, clock::monotonic()) else { panic!("it is new") };
+        let Found::New(key) = executables.find(us, mapping, Presence::at(clock::monotonic())) else {
+            panic!("it is new")
+        };
         executables.close(key);
         let place = executables.get(key).unwrap().place();
         assert!(place.path == shown_path(mapping) && place.root.is_none(), "{place:?}");

@@ -21,6 +21,7 @@ use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
 
 use self::executable::Unwinding;
 use self::executables::{Executables, Foreseen, Found, TRAMPOLINES};
+use self::open::Presence;
 use self::placement::Placement;
 use self::process::Process;
 use crate::clock;
@@ -191,7 +192,7 @@ impl Tracker {
         process.first_thread_ended = proc_fs::living_thread(pid) != Some(pid);
         self.processes.insert(pid, process);
         for mapping in &mappings {
-            self.map(pid, mapping, ALWAYS, eager);
+            self.map(pid, mapping, (ALWAYS, ALWAYS), eager);
         }
     }
 
@@ -200,15 +201,21 @@ impl Tracker {
     pub(crate) fn apply(&mut self, events: &mut Vec<SidebandEvent>, until: MonotonicNs) {
         events.sort_by_key(|event| event.time);
         let settled = events.partition_point(|event| event.time <= until);
-        for event in events.drain(..settled) {
-            self.apply_one(event);
-        }
+        self.apply_first(settled, events);
         self.applied_up_to = self.applied_up_to.max(until);
         if self.gap_since.is_some() && until >= self.rescan_from {
             self.catch_up(events);
         }
         self.place_held();
         self.publish_touched();
+    }
+
+    /// Applies the first ones of these records, which are in order, and takes them out.
+    fn apply_first(&mut self, count: usize, events: &mut Vec<SidebandEvent>) {
+        for (index, event) in events.iter().enumerate().take(count) {
+            self.apply_one(event, events.get(index + 1..).unwrap_or_default());
+        }
+        events.drain(..count);
     }
 
     /// Opens the files of new mappings whose turn comes after `until`: short lives are over by then. Returns whether
@@ -237,7 +244,8 @@ impl Tracker {
         self.gap_since.map_or(self.applied_up_to, |since| since.min(self.applied_up_to))
     }
 
-    fn apply_one(&mut self, event: SidebandEvent) {
+    /// Applies a record; `later` are those after it that have come, in order.
+    fn apply_one(&mut self, event: &SidebandEvent, later: &[SidebandEvent]) {
         let time = event.time;
         match event.kind {
             SidebandKind::Lost { count } => return self.counts.add(Counter::SidebandLost, count),
@@ -265,18 +273,21 @@ impl Tracker {
         if scanned && event.kind != SidebandKind::Exited {
             return;
         }
-        match event.kind {
+        match &event.kind {
             SidebandKind::Mapped(mapping) => {
-                self.process_or_new(event.pid, time);
-                self.map(event.pid, &mapping, time, true);
+                let process = self.process_or_new(event.pid, time);
+                // A program is mapped first, stays mapped, and can't be written to while it runs.
+                let is_program = process.last_exec().is_some() && process.live().next().is_none();
+                let to = if is_program { last_sign_of_life(event, later) } else { time };
+                self.map(event.pid, mapping, (time, to), true);
             }
             SidebandKind::Exec { comm } => {
                 let process = self.process_or_new(event.pid, time);
                 process.exec(time);
-                process.rename(Arc::from(comm), time);
+                process.rename(Arc::from(comm.as_str()), time);
             }
             SidebandKind::Renamed { comm } if event.tid.0 == event.pid.0 => {
-                self.process_or_new(event.pid, time).rename(Arc::from(comm), time);
+                self.process_or_new(event.pid, time).rename(Arc::from(comm.as_str()), time);
             }
             SidebandKind::Exited => {
                 if let Some(process) = self.processes.get_mut(&event.pid) {
@@ -328,13 +339,14 @@ impl Tracker {
         self.touched.push(child);
     }
 
-    /// Notes a mapping; `eager`: its table is built at once, not when a sample needs it.
-    fn map(&mut self, pid: Pid, mapping: &Mapping, since: MonotonicNs, eager: bool) {
+    /// Notes a mapping that is there since then and surely was to `to`; `eager`: its table is built at once, not when a
+    /// sample needs it.
+    fn map(&mut self, pid: Pid, mapping: &Mapping, (since, to): (MonotonicNs, MonotonicNs), eager: bool) {
         if executables::tells_of_jitdump(mapping) {
             return self.note_jitdump(pid, mapping, since);
         }
-        let at = if since == ALWAYS { clock::monotonic() } else { since };
-        let Some(file) = self.file_of(pid, mapping, at, eager) else { return };
+        let presence = if since == ALWAYS { Presence::at(clock::monotonic()) } else { Presence { from: since, to } };
+        let Some(file) = self.file_of(pid, mapping, presence, eager) else { return };
         if let Some(process) = self.processes.get_mut(&pid)
             && !process.map((mapping.start, mapping.end), mapping.file_offset, file, since)
             && !std::mem::replace(&mut process.table_lacking, true)
@@ -351,9 +363,9 @@ impl Tracker {
         }
     }
 
-    /// The file of a mapping that was there `at` that time; `None` where no user code is.
-    fn file_of(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs, eager: bool) -> Option<FileKey> {
-        let key = match self.executables.find(pid, mapping, at) {
+    /// The file of a mapping; `None` where no user code is.
+    fn file_of(&mut self, pid: Pid, mapping: &Mapping, presence: Presence, eager: bool) -> Option<FileKey> {
+        let key = match self.executables.find(pid, mapping, presence) {
             Found::Known(key) => key,
             Found::New(key) => {
                 if eager && self.has_room_in_advance() {
@@ -474,6 +486,43 @@ impl Tracker {
         match &self.interest {
             Interest::All => false,
             Interest::Only { pids, .. } => pids.iter().all(|pid| self.is_over(*pid)),
+        }
+    }
+}
+
+/// When a process last told, by one of `later`, that it still ran the program that it ran at `event`; nothing is known
+/// of what was lost, and a pid may be used again.
+fn last_sign_of_life(event: &SidebandEvent, later: &[SidebandEvent]) -> MonotonicNs {
+    let is_lost = |kind: &SidebandKind| matches!(kind, SidebandKind::Gap | SidebandKind::Lost { .. });
+    let is_another = |kind: &SidebandKind| match kind {
+        SidebandKind::Exec { .. } => true,
+        SidebandKind::Forked { parent } => *parent != event.pid,
+        _ => false,
+    };
+    let known = later.iter().take_while(|later| !is_lost(&later.kind)).filter(|later| later.pid == event.pid);
+    known.take_while(|later| !is_another(&later.kind)).last().map_or(event.time, |last| last.time)
+}
+
+#[cfg(test)]
+mod tests {
+    use profiler_common::address::Tid;
+
+    use super::*;
+
+    #[test]
+    fn a_sign_of_life_is_one_of_the_same_program_of_which_nothing_was_lost() {
+        let event = |time, pid, kind| SidebandEvent { time: MonotonicNs(time), pid: Pid(pid), tid: Tid(pid), kind };
+        let exec = || SidebandKind::Exec { comm: "other".to_owned() };
+        let forked = |parent| SidebandKind::Forked { parent: Pid(parent) };
+        let last = |later: &[SidebandEvent]| last_sign_of_life(&event(10, 7, exec()), later).0;
+        assert_eq!(last(&[]), 10);
+        assert_eq!(last(&[event(20, 8, SidebandKind::Exited)]), 10, "another process");
+        let exited = || event(20, 7, SidebandKind::Exited);
+        assert_eq!(last(&[event(15, 7, forked(7)), event(16, 8, exec()), exited()]), 20);
+        assert_eq!(last(&[event(15, 7, forked(7)), event(16, 7, exec()), exited()]), 15, "another program");
+        assert_eq!(last(&[event(16, 7, forked(1)), exited()]), 10, "another process of this id");
+        for kind in [SidebandKind::Gap, SidebandKind::Lost { count: 1 }] {
+            assert_eq!(last(&[event(15, 0, kind), exited()]), 10, "perhaps another program");
         }
     }
 }

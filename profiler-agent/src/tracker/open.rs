@@ -13,6 +13,23 @@ use crate::clock;
 use crate::kernel::sideband::{FileId, Mapping};
 use crate::proc_fs;
 
+/// When a mapping was there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Presence {
+    /// Since when, or when it was seen.
+    pub(super) from: MonotonicNs,
+    /// The last time at which it surely was, with what the file had at `from`: nobody wrote to it meanwhile, or the
+    /// process saw that, too.
+    pub(super) to: MonotonicNs,
+}
+
+impl Presence {
+    /// It was there at that time, and nothing else is known.
+    pub(super) const fn at(time: MonotonicNs) -> Self {
+        Self { from: time, to: time }
+    }
+}
+
 /// What opening a mapping's file came to.
 pub(super) enum Opened {
     /// It is open for reading.
@@ -23,18 +40,18 @@ pub(super) enum Opened {
     Nothing,
 }
 
-/// Opens the very file that is mapped, or was `at` that time; by its path only when the process is gone, and then
-/// only if it is that inode and was not changed since.
+/// Opens the very file that is mapped, or was; by its path only when the process is gone, and then only if it is that
+/// inode and was not changed since.
 ///
 /// Paths are the observed process's choice, and to open some things does harm: a FIFO wakes who
 /// writes to it, a watchdog device arms a reboot. So only what turned out to be the regular file that
 /// is wanted is opened for more than a look at its inode (`O_PATH`).
-pub(super) fn open(pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Opened {
+pub(super) fn open(pid: Pid, mapping: &Mapping, presence: Presence) -> Opened {
     if let Some((file, stat)) = mapped(pid, mapping) {
         return if is_regular(&stat) { reopen(&file) } else { Opened::NoFile };
     }
     let roots = [format!("/proc/{pid}/root"), "/".to_owned()];
-    let found = roots.iter().find_map(|root| find_in(root, mapping, at));
+    let found = roots.iter().find_map(|root| find_in(root, mapping, presence));
     found.map_or(Opened::Nothing, |file| reopen(&file))
 }
 
@@ -187,13 +204,13 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 /// The file that a mapping's path leads to below `root`, if it is that file. The kernel makes such
 /// paths without symbolic links, so one that has some by now leads elsewhere.
-fn find_in(root: &str, mapping: &Mapping, at: MonotonicNs) -> Option<OwnedFd> {
+fn find_in(root: &str, mapping: &Mapping, presence: Presence) -> Option<OwnedFd> {
     let path = Path::new(&mapping.path).strip_prefix("/").ok()?;
     let root = rustix::fs::open(root, LOOK | OFlags::DIRECTORY, Mode::empty()).ok()?;
     let beneath = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let (file, stat) = look_at(rustix::fs::openat2(root, path, LOOK | OFlags::NOFOLLOW, Mode::empty(), beneath))?;
     let since = unchanged_since((stat.st_ctime, stat.st_ctime_nsec));
-    (is_regular(&stat) && is_same(&stat, mapping.file) && since < at).then_some(file)
+    (is_regular(&stat) && is_same(&stat, mapping.file) && since < presence.to).then_some(file)
 }
 
 fn look_at(file: rustix::io::Result<OwnedFd>) -> Option<(OwnedFd, Stat)> {
@@ -221,13 +238,13 @@ fn is_same(stat: &Stat, file: FileId) -> bool {
     stat.st_ino == file.inode && (!comparable || (major, minor) == (file.device_major, file.device_minor))
 }
 
-/// Times of files are those of the last timer interrupt (`current_time` in linux/fs/inode.c), of which there are at
-/// least 100 a second.
-const FILE_TIME_NS: u64 = 10_000_000;
+/// How late a timer interrupt may be.
+const LATE_TICK_NS: u64 = 1_000_000;
 
-/// From when on a file surely has been what it is that was last changed (ctime) at that time, in seconds and ns.
+/// From when on a file surely has been what it is that was last changed (ctime) at that time, in seconds and ns. Times
+/// of files are those of the last timer interrupt (`current_time` in linux/fs/inode.c).
 pub(super) fn unchanged_since((seconds, nanoseconds): (i64, u64)) -> MonotonicNs {
-    MonotonicNs(clock::monotonic_at(seconds, nanoseconds).0.saturating_add(FILE_TIME_NS))
+    MonotonicNs(clock::monotonic_at(seconds, nanoseconds).0.saturating_add(clock::tick_ns() + LATE_TICK_NS))
 }
 
 pub(super) fn copy_of_vdso() -> Option<OwnedFd> {
@@ -289,7 +306,7 @@ mod tests {
     }
 
     fn is_opened(mapping: &Mapping) -> bool {
-        matches!(open(Pid(std::process::id()), mapping, clock::monotonic()), Opened::File(_))
+        matches!(open(Pid(std::process::id()), mapping, Presence::at(clock::monotonic())), Opened::File(_))
     }
 
     #[test]
@@ -336,9 +353,9 @@ mod tests {
         let through = format!("/folder{}", path.display());
         let up = format!("/{}{}", "../".repeat(40), path.display());
         for inside in ["/absolute", &through, &up] {
-            assert!(find_in(root, &mapping(inside, &metadata), clock::monotonic()).is_none(), "{inside}");
+            assert!(find_in(root, &mapping(inside, &metadata), Presence::at(clock::monotonic())).is_none(), "{inside}");
         }
-        assert!(find_in("/", &mapping(&path, &metadata), clock::monotonic()).is_some());
+        assert!(find_in("/", &mapping(&path, &metadata), Presence::at(clock::monotonic())).is_some());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use profiler_common::address::{MonotonicNs, Pid};
 
+use super::open::Presence;
 use super::process::Process;
 use super::{Interest, Tracker, executables};
 use crate::clock;
@@ -21,9 +22,7 @@ impl Tracker {
     pub(crate) fn catch_up(&mut self, events: &mut Vec<SidebandEvent>) {
         let Some(since) = self.gap_since else { return };
         events.sort_by_key(|event| event.time);
-        for event in events.drain(..) {
-            self.apply_one(event);
-        }
+        self.apply_first(events.len(), events);
         let began = clock::monotonic();
         self.rescan(since);
         self.gap_since = None;
@@ -76,7 +75,7 @@ impl Tracker {
         }
         let mut found: Vec<(&Mapping, FileKey)> = mappings
             .iter()
-            .filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, scanned_at, false)?)))
+            .filter_map(|mapping| Some((mapping, self.file_of(pid, mapping, Presence::at(scanned_at), false)?)))
             .collect();
         found.sort_unstable_by_key(|(mapping, _file)| mapping.start);
         let Some(process) = self.processes.get_mut(&pid) else { return };
