@@ -126,6 +126,7 @@ pub const WORKLOADS: &[Workload] = &[
     through("bare-clear-fp", &[], &["libclearfp.so"]),
     c("every-bare", "every.c", &[NO_TABLES, NOW]),
     c("every-bare-fp", "every.c", &[NO_TABLES, FRAME_POINTERS, NOW]),
+    c("every-bare-al", "every.c", &["-O1", NO_TABLES, FRAME_POINTERS, "-mstackrealign", "-mavx", NOW]),
     musl("every-musl", "every.c", &["-static"]),
     through("bare-no-fp", &[], &["libwithoutfp.so"]),
     through("bare-live-fp", &["-DFRAME_POINTER_IN_USE"], &["libwithoutfp.so"]),

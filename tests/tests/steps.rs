@@ -33,7 +33,7 @@ const LEAST_OF_WORKLOADS: f64 = 0.98;
 const LEAST_WITHOUT_TABLES: f64 = 0.95;
 
 /// Workloads of a few thousand instructions that move the stack pointer in every way.
-const WORKLOADS: [&str; 13] = [
+const WORKLOADS: [&str; 14] = [
     "every",
     "every-o0",
     "every-os",
@@ -43,6 +43,7 @@ const WORKLOADS: [&str; 13] = [
     "every-st-pie",
     "every-bare",
     "every-bare-fp",
+    "every-bare-al",
     "every-musl",
     "throws",
     "throws-o0",

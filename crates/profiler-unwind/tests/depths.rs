@@ -10,7 +10,7 @@ use object::elf::{PT_GNU_EH_FRAME, SHT_NOBITS};
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object as _, ObjectSection as _, ObjectSegment as _};
 use profiler_common::address::Svma;
-use profiler_common::row::{BASE_FP, Rule, SLOT_UNKNOWN};
+use profiler_common::row::{BASE_FP, BASE_OTHER, DEREF, FP_AT_FP, Rule, SLOT_UNKNOWN};
 use profiler_unwind::{UnwindTable, build, function_starts, lookup};
 
 /// What many programs have; those that are there are looked at.
@@ -54,6 +54,8 @@ struct Tally {
     by_rsp: u64,
     /// It counts from rbp, and the CFI from rsp: it can't be told whether rbp is there.
     by_rbp: u64,
+    /// Of those in aligned frames, which the CFI says by other registers or expressions.
+    aligned: u64,
     /// It is found, and the CFI is wrong.
     cfi_wrong: u64,
     /// It is found, but not where rbp is.
@@ -67,8 +69,8 @@ impl fmt::Display for Tally {
         let (equal, by_rsp, rbp) = (share(self.equal), share(self.by_rsp), share(self.rbp_unknown));
         write!(
             f,
-            "{} instructions: {equal:.2}% equal, {by_rsp:.2}% by rsp, {} by rbp, ",
-            self.instructions, self.by_rbp
+            "{} instructions: {equal:.2}% equal, {by_rsp:.2}% by rsp, {} by rbp, {} in aligned frames, ",
+            self.instructions, self.by_rbp, self.aligned
         )?;
         write!(f, "{rbp:.2}% without rbp, {} where the CFI is wrong, {} wrong", self.cfi_wrong, self.wrong.len())
     }
@@ -77,6 +79,11 @@ impl fmt::Display for Tally {
 /// Whether a rule counts from rsp or rbp, and no guess.
 fn is_plain(rule: Rule) -> bool {
     rule.flags() & !BASE_FP == 0
+}
+
+/// Whether a rule is one of those for frames that are aligned to more than the stack is.
+fn is_of_aligned_frame(rule: Rule) -> bool {
+    matches!(rule.flags(), BASE_OTHER) || rule.flags() == DEREF | BASE_FP | FP_AT_FP
 }
 
 struct Files<'a> {
@@ -89,6 +96,10 @@ impl Files<'_> {
     fn compare(&self, instruction: &Instruction, tally: &mut Tally) {
         let at = Svma(instruction.ip());
         let [Some(cfi), Some(found)] = [lookup(&self.with, at), lookup(&self.without, at)] else { return };
+        // What an aligned frame is left by may be said in two ways.
+        if is_of_aligned_frame(found) && (is_of_aligned_frame(cfi) || is_plain(cfi)) {
+            Self::compare_aligned(at, [found, cfi], tally);
+        }
         if !is_plain(cfi) {
             return;
         }
@@ -116,6 +127,18 @@ impl Files<'_> {
             tally.rbp_unknown += 1;
         } else if ours != theirs && !popped && theirs != SLOT_UNKNOWN {
             tally.wrong.push(format!("{:#x}: rbp at {ours} words instead of {theirs}", at.0));
+        }
+    }
+
+    /// Where r10 is loaded from the frame again, CFI counts from r10, and can't say where rbp is.
+    fn compare_aligned(at: Svma, [found, cfi]: [Rule; 2], tally: &mut Tally) {
+        let by_frame = found.flags() & DEREF != 0 && cfi.flags() == BASE_OTHER;
+        let same_cfa = found.flags() == cfi.flags() && found.x86_64_cfa_offset_by_8() == cfi.x86_64_cfa_offset_by_8();
+        let same_rbp = [SLOT_UNKNOWN, found.x86_64_slot()].contains(&cfi.x86_64_slot());
+        if by_frame || same_cfa && same_rbp {
+            tally.aligned += 1;
+        } else {
+            tally.wrong.push(format!("{:#x}: {found:?} instead of {cfi:?}", at.0));
         }
     }
 

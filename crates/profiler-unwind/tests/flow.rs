@@ -6,7 +6,7 @@
 mod synthetic_elf;
 
 use profiler_common::address::Svma;
-use profiler_common::row::{BASE_FP, Rule};
+use profiler_common::row::{BASE_FP, DEREF, FP_AT_FP, Rule, SLOT_UNKNOWN};
 use profiler_unwind::{build, lookup};
 use synthetic_elf::{CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
@@ -137,6 +137,52 @@ fn functions_that_pointers_lead_to_call_with_an_aligned_stack() {
     // sub $16, %rsp in front, and a way from there to it.
     let inside = [&[0x48, 0x83, 0xec, 16][..], &by_lea[..3], &[21, 0, 0, 0, 0xeb, 19]].concat();
     assert_eq!(of(&inside, calls, [4, 32, 33]), [one, one, two]);
+}
+
+/// lea 8(%rsp), %r10; and $-64, %rsp; push -8(%r10); push %rbp; mov %rsp, %rbp; push %r10; call *%rcx;
+/// mov -8(%rbp), %r10; leave; lea -8(%r10), %rsp; ret.
+const ALIGNED: [u8; 31] = [
+    0x4c, 0x8d, 0x54, 0x24, 8, 0x48, 0x83, 0xe4, 0xc0, 0x41, 0xff, 0x72, 0xf8, 0x55, 0x48, 0x89, 0xe5, 0x41, 0x52,
+    0xff, 0xd1, 0x4c, 0x8b, 0x55, 0xf8, 0xc9, 0x49, 0x8d, 0x62, 0xf8, 0xc3,
+];
+
+#[test]
+fn an_aligned_frame_keeps_its_cfa_and_rbp() {
+    let of = |code: &[u8]| rules(&file(&[(0, code)], &[("f", true, 0)]), [0, 5, 9, 13, 14, 17, 19, 21, 25, 26, 30]);
+    let by_r10 = Rule::x86_64_other(1, 0, 0);
+    let body = Rule::x86_64(DEREF | BASE_FP | FP_AT_FP, 0, -1).with_rbx(SLOT_UNKNOWN);
+    let [restored, back] = [by_r10, TOP].map(|rule| rule.with_rbx(SLOT_UNKNOWN));
+    let whole = [TOP, by_r10, by_r10, by_r10, by_r10, CUT, body, body, body, restored, back];
+    assert_eq!(of(&ALIGNED), whole);
+    // Another place is loaded; r10 is written over (mov %rcx, %r10) in its place; something else is pushed again; the
+    // return address is written over (mov %rcx, 8(%rbp)).
+    for (at, bytes) in [
+        (21, &[0x4c, 0x8b, 0x55, 0xf0][..]),
+        (21, &[0x49, 0x89, 0xca, 0x90]),
+        (9, &[0x41, 0xff, 0x72, 0xf0]),
+        (21, &[0x48, 0x89, 0x4d, 8]),
+    ] {
+        let mut code = ALIGNED;
+        code[at..at + bytes.len()].copy_from_slice(bytes);
+        assert!(
+            of(&code)[1..10].iter().all(|rule| *rule == CUT || rule.by_frame_pointer()),
+            "{bytes:x?}: {:?}",
+            of(&code)
+        );
+    }
+}
+
+#[test]
+fn enter_makes_a_frame() {
+    // enter $32, $0; nop; leave; ret.
+    let mut code = [0xc8, 32, 0, 0, 0x90, 0xc9, 0xc3];
+    assert_eq!(
+        rules(&file(&[(0, &code)], &[("f", true, 0)]), [0, 4, 5, 6]),
+        [TOP, Rule::x86_64(0, 2, 6), Rule::x86_64(0, 2, 6), TOP]
+    );
+    // With pointers to outer frames.
+    code[3] = 1;
+    assert_eq!(rules(&file(&[(0, &code)], &[("f", true, 0)]), [4, 5]), [CUT; 2]);
 }
 
 #[test]

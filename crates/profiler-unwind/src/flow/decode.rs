@@ -40,6 +40,9 @@ pub(super) const NEVER: u8 = 1 << 3;
 /// It calls something of which more is known than that it may return.
 pub(super) const RETURNS: u8 = 1 << 4;
 
+/// It belongs to a function with an aligned frame that is known as a whole.
+pub(super) const REALIGNED: u8 = 1 << 5;
+
 /// One instruction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Insn {

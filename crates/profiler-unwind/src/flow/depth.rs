@@ -4,7 +4,7 @@
 //! there it follows along all ways through the code in both directions, but not through changes of rsp that
 //! are not known. What contradicts itself is not known.
 
-use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, RETURNS};
+use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, REALIGNED, RETURNS};
 use super::effect::{MOST_BYTES, Rsp};
 use super::lost::lost;
 use super::pointed::{self, leaves_at_once};
@@ -342,7 +342,7 @@ impl Depths {
 
     /// Whether a way leads from an instruction to a next one within a frame.
     pub(super) fn linked(&self, code: &Code, from: u32, to: u32) -> bool {
-        if pushes_return_address(code, from, self.at(from)) {
+        if code.has(from, REALIGNED) || code.has(to, REALIGNED) || pushes_return_address(code, from, self.at(from)) {
             return false;
         }
         let is_call = code.insn(from).is_some_and(|insn| insn.flow == Flow::Call);

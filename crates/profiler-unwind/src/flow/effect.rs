@@ -1,6 +1,6 @@
 //! What single instructions do to the stack pointer, to rbp and rbx, and to the stack.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 /// Frames are smaller than this many bytes; larger numbers are none of frames.
 pub(super) const MOST_BYTES: i32 = 1 << 28;
@@ -84,6 +84,9 @@ pub(super) fn effect(instruction: &Instruction, factory: &mut InstructionInfoFac
         *use_ = use_of(instruction, register, factory);
     }
     effect.store = store(instruction, factory);
+    if is_enter(instruction) {
+        effect.frame = Some(-8);
+    }
     if instruction.op0_kind() == OpKind::Register && instruction.op0_register() == Register::RBP {
         effect.frame = match instruction.mnemonic() {
             Mnemonic::Mov if instruction.op1_kind() == OpKind::Register => {
@@ -127,6 +130,7 @@ fn rsp(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Rsp {
             return Rsp::PopAway;
         }
         Mnemonic::Leave => return if instruction.len() == 1 { Rsp::FromFrame(8) } else { Rsp::Lost },
+        Mnemonic::Enter if is_enter(instruction) => return Rsp::Deeper(-instruction.stack_pointer_increment()),
         Mnemonic::Enter => return Rsp::Lost,
         Mnemonic::Push | Mnemonic::Pushfq | Mnemonic::Pop | Mnemonic::Popfq
             if first.full_register() != Register::RSP || instruction.mnemonic() == Mnemonic::Push =>
@@ -153,6 +157,11 @@ fn rsp(instruction: &Instruction, factory: &mut InstructionInfoFactory) -> Rsp {
         _ => {}
     }
     if writes(instruction, Register::RSP, factory) { Rsp::Lost } else { Rsp::Deeper(0) }
+}
+
+/// `enter $bytes, $0`: push %rbp; mov %rsp, %rbp; sub $bytes, %rsp.
+fn is_enter(instruction: &Instruction) -> bool {
+    instruction.code() == Code::Enterq_imm16_imm8 && instruction.immediate8_2nd() == 0
 }
 
 /// The register that is an operand of an instruction, if one is.
@@ -190,6 +199,7 @@ fn use_of(instruction: &Instruction, register: Register, factory: &mut Instructi
     match instruction.mnemonic() {
         Mnemonic::Push if self::register(instruction, 0) == register => return Use::Save(on_top(-8)),
         Mnemonic::Pop if self::register(instruction, 0) == register => return Use::Load(on_top(0)),
+        Mnemonic::Enter if is_enter(instruction) && register == Register::RBP => return Use::Save(on_top(-8)),
         Mnemonic::Leave if register == Register::RBP => return Use::Load(Place { base: Base::Rbp, offset: 0 }),
         Mnemonic::Mov if self::register(instruction, 1) == register && instruction.op0_kind() == OpKind::Memory => {
             return place(instruction).map_or(Use::Nothing, Use::Save);

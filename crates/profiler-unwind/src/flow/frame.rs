@@ -15,7 +15,10 @@ struct FrameRules<'a> {
 
 impl FrameRules<'_> {
     fn kept(&self, index: u32, value: i32) -> Option<i32> {
-        let [rbp, _rbx] = self.code.effect(index).uses;
+        let effect = self.code.effect(index);
+        let [rbp, _rbx] = effect.uses;
+        // `enter` saves it and sets it.
+        effect.frame.is_none().then_some(())?;
         matches!(rbp, Use::Nothing | Use::Save(_)).then_some(value)
     }
 }

@@ -6,6 +6,7 @@ mod effect;
 mod frame;
 mod lost;
 mod pointed;
+mod realigned;
 mod returns;
 mod saved;
 mod solve;
@@ -16,6 +17,7 @@ use depth::{Depths, WORD};
 use effect::Rsp;
 use frame::Frames;
 use profiler_common::row::{BASE_FP, MAX_CFA_OFFSET_BY_8, Rule, SLOT_UNKNOWN};
+use realigned::Realigned;
 use saved::SavedRegister;
 use solve::falls;
 
@@ -106,15 +108,18 @@ impl Analysis {
         let [entries, boundaries] = [&starts.entries, &starts.boundaries].map(|all| offsets(first.start, end, all));
         let mut code = Code::decode(first.start, pieces, &entries, &boundaries);
         let mut depths = Depths::solve(&mut code);
+        let realigned = Realigned::find(&mut code, &depths, pieces);
         let frames = Frames::solve(&code, &mut depths);
         let [rbp, rbx] = [0, 1].map(|register| SavedRegister::solve(&code, &depths, &frames, register));
         for index in 0..code.len() {
             let Some(insn) = code.insn(index) else { continue };
             let start = first.start + u64::from(insn.at);
             // Where the caller's rbp is not known, a step by the frame pointer leads further, if there is one.
-            let rule = base(&code, &depths, &frames, index)
-                .filter(|_base| rbp.slot(index) != SLOT_UNKNOWN)
-                .map(|(flags, offset)| Rule::x86_64(flags, rbp.slot(index), offset).with_rbx(rbx.slot(index)));
+            let counted = || base(&code, &depths, &frames, index).filter(|_base| rbp.slot(index) != SLOT_UNKNOWN);
+            let counted = || {
+                counted().map(|(flags, offset)| Rule::x86_64(flags, rbp.slot(index), offset).with_rbx(rbx.slot(index)))
+            };
+            let rule = realigned.rule(index).or_else(counted);
             self.push(
                 Known { start, end: start + u64::from(insn.length), rule: Rule::END },
                 rule,
