@@ -373,6 +373,11 @@ impl Machine for StackCopy<'_> {
         usize::try_from(index).ok().and_then(|index| self.other.get(index)).copied().unwrap_or(0)
     }
 
+    /// What it leads to is not in the copy.
+    fn thread_pointer(&self) -> u64 {
+        0
+    }
+
     fn word(&self, index: u64) -> u64 {
         self.read.get((index & 63) as usize).copied().unwrap_or(0)
     }

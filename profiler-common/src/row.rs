@@ -74,6 +74,16 @@ pub const RA_IN_OTHER: u8 = DEREF_ADD_8;
 /// x86_64, with neither [`DEREF`] nor [`BASE_OTHER`]: the CFA may lie on another stack, also below rsp
 /// (Go's runtime and C called from Go run on the thread's stack, goroutines on theirs).
 pub const OTHER_STACK: u8 = DEREF_ADD_8;
+/// x86_64, both: the frame is on a thread's own stack, to which a goroutine went over, and the caller is on the
+/// goroutine's. The field of the CFA offset says how to find that ([`Rule::x86_64_goroutine`]); the caller's rbp is
+/// not known.
+pub const GOROUTINE: u8 = DEREF | SIGNAL;
+/// x86_64, with [`GOROUTINE`]: the caller is where the goroutine's saved pc and sp say (`morestack`), which was not
+/// called; without: its return address is at the saved sp (`systemstack`).
+pub const AT_SAVED_PC: u8 = FP_AT_FP;
+/// x86_64, with [`GOROUTINE`]: the goroutine stands on the stack, at rsp plus the CFA offset + 8, and at the CFA
+/// offset how far its caller's return address is below the end of the goroutine's stack (`asmcgocall`).
+pub const KEPT_ON_STACK: u8 = DEREF_ADD_8;
 /// aarch64: the return address is in x30. Valid in the first frame and after a signal frame.
 pub const RA_IN_LR: u8 = 1 << 1;
 /// aarch64: the caller's x29 is 8 bytes below the return address; otherwise x29 is unchanged.
@@ -107,6 +117,12 @@ pub const OTHER_REGISTERS: [u16; 9] = [11, 10, 9, 8, 0, 2, 1, 4, 5];
 pub const BASE_RBX: u8 = 9;
 /// x86_64: rbx by DWARF number.
 pub const RBX: u16 = 3;
+
+/// x86_64, in a [`GOROUTINE`] rule: the bits of the distance from the thread pointer to the goroutine, which are the
+/// lower ones of the field.
+pub const THREAD_OFFSET_BITS: u32 = 11;
+/// x86_64, in a [`GOROUTINE`] rule: the largest place of `curg` in Go's `m`, in units of 8 bytes.
+pub const MAX_CURG_BY_8: u32 = (1 << (18 - THREAD_OFFSET_BITS)) - 1;
 
 impl Rule {
     /// The bits of a rule.
@@ -146,6 +162,19 @@ impl Rule {
     pub const fn x86_64_ra_in_other(other: u8, fp_unknown: bool, cfa_offset_by_8: i32) -> Self {
         let slot = if fp_unknown { SLOT_UNKNOWN } else { 0 };
         Self::x86_64(BASE_OTHER | RA_IN_OTHER, slot, (other as i32) << 14 | cfa_offset_by_8 & 0x3fff)
+    }
+
+    /// Packs a rule for x86_64 that leads to the goroutine which the thread runs. Its own `g`, or that of the
+    /// thread, is in the word at the thread pointer (fs base) + 8 x `thread_offset_by_8`, of
+    /// [`THREAD_OFFSET_BITS`] bits; what that says is the `m` has the goroutine at 8 x `curg_by_8`, at most
+    /// [`MAX_CURG_BY_8`]. `flags` is 0 or [`AT_SAVED_PC`]. rbp and rbx are not known.
+    #[must_use]
+    pub const fn x86_64_goroutine(flags: u8, thread_offset_by_8: i32, curg_by_8: u32) -> Self {
+        let offset = thread_offset_by_8 & ((1 << THREAD_OFFSET_BITS) - 1);
+        let field = (curg_by_8 << THREAD_OFFSET_BITS).cast_signed() | offset;
+        // The saved sp and pc are two words.
+        let words = if flags & AT_SAVED_PC == 0 { SLOT_UNKNOWN } else { 2 };
+        Self::x86_64(GOROUTINE | flags, SLOT_UNKNOWN, field).with_rbx(words)
     }
 
     /// Packs a rule for aarch64.
@@ -236,6 +265,17 @@ mod tests {
         {
             let rule = Rule::aarch64(flags, slot, offset);
             assert_eq!((rule.flags(), rule.aarch64_slot(), rule.aarch64_cfa_offset_by_8()), (flags, slot, offset));
+        }
+    }
+
+    #[test]
+    fn goroutines_fields_do_not_overlap() {
+        for (offset, curg) in [(-1024, 0), (1023, MAX_CURG_BY_8), (-1, 24)] {
+            let rule = Rule::x86_64_goroutine(AT_SAVED_PC, offset, curg);
+            assert_eq!((rule.flags(), rule.x86_64_slot()), (GOROUTINE | AT_SAVED_PC, SLOT_UNKNOWN));
+            let field = rule.x86_64_cfa_offset_by_8().cast_unsigned() & 0x3_ffff;
+            assert_eq!(field >> THREAD_OFFSET_BITS, curg);
+            assert_eq!((field << (32 - THREAD_OFFSET_BITS)).cast_signed() >> (32 - THREAD_OFFSET_BITS), offset);
         }
     }
 

@@ -52,6 +52,10 @@ settings! {
     TASK_NIVCSW;
     /// `task_struct.on_cpu`: 1 while a CPU runs it. 0 when there is no such member, on kernels for one CPU.
     TASK_ON_CPU;
+    /// x86_64: `task_struct.thread.fsbase`. Of a thread that runs it is what `arch_prctl` or `clone` set
+    /// (`do_arch_prctl_64`, linux/arch/x86/kernel/process_64.c), not what the instruction `wrfsbase` did since it last
+    /// began to run.
+    TASK_FSBASE;
     /// `task_struct.signal`.
     TASK_SIGNAL;
     /// `signal_struct.live`: threads that have not begun to exit.

@@ -7,8 +7,9 @@
 
 use crate::record::StopReason;
 use crate::row::{
-    BASE_FP, BASE_OTHER, BASE_RBX, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED, MAX_SLOT,
-    OTHER_STACK, RA_FROM_BASE, RA_IN_LR, RA_IN_OTHER, Rule, SIGNAL, UNSUPPORTED,
+    AT_SAVED_PC, BASE_FP, BASE_OTHER, BASE_RBX, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, END, FP_AT_FP, FP_SAVED,
+    KEPT_ON_STACK, MAX_SLOT, OTHER_STACK, RA_FROM_BASE, RA_IN_LR, RA_IN_OTHER, Rule, SIGNAL, THREAD_OFFSET_BITS,
+    UNSUPPORTED,
 };
 
 /// The registers of a frame that unwinding needs.
@@ -68,6 +69,9 @@ pub trait Machine {
     /// x86_64: one of the [`crate::row::OTHER_REGISTERS`], as it was when the sample was taken. Any
     /// index is allowed.
     fn other_register(&self, index: u64) -> u64;
+
+    /// x86_64: the base of fs, from which thread-local variables count; 0 where it is not known.
+    fn thread_pointer(&self) -> u64;
 
     /// A word that the last [`Self::read`] brought. Any index is allowed; one beyond what was read
     /// gives a value of no use.
@@ -193,24 +197,32 @@ fn x86_64_base<M: Machine>(rule: u64, regs: &Registers, machine: &M) -> X86_64Ba
 #[must_use]
 pub fn step_x86_64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M) -> u64 {
     let mut stop = stop_before::<M>(rule, regs);
-    let X86_64Base { base, offset, other, holds_return_address, elsewhere, lost } = x86_64_base(rule, regs, machine);
+    let X86_64Base { base, offset, other, holds_return_address, mut elsewhere, lost } =
+        x86_64_base(rule, regs, machine);
     stop |= lost * STOP_RETURN_ADDRESS_LOST;
     let mut cfa = base.wrapping_add(offset);
     let mut fp_elsewhere = 0;
     let mut fp_found = 0;
     let mut failed = 0;
-    // The one rule that reads twice. Rare, and a call costs more than the branch.
+    // The rules that read twice. Rare, and a call costs more than the branch.
     if rule & (DEREF as u64) << 24 != 0 {
-        failed |= machine.read(cfa, 1);
-        cfa = machine.word(0).wrapping_add(flag(rule, DEREF_ADD_8) * 8);
-        fp_elsewhere = flag(rule, FP_AT_FP);
-        failed |= machine.read(select::<M>(fp_elsewhere, regs.fp, cfa.wrapping_sub(8)), 1);
-        fp_found = machine.word(0);
+        if rule & (SIGNAL as u64) << 24 != 0 {
+            (cfa, failed) = goroutine_cfa(rule, offset, regs.sp, machine);
+            elsewhere = 1;
+        } else {
+            failed |= machine.read(cfa, 1);
+            cfa = machine.word(0).wrapping_add(flag(rule, DEREF_ADD_8) * 8);
+            fp_elsewhere = flag(rule, FP_AT_FP);
+            failed |= machine.read(select::<M>(fp_elsewhere, regs.fp, cfa.wrapping_sub(8)), 1);
+            fp_found = machine.word(0);
+        }
     }
     let slot = rule >> 18 & u64::from(MAX_SLOT);
     let unchanged = is_zero::<M>(slot);
     let unknown = is_zero::<M>(slot ^ 1);
-    let signal = flag(rule, SIGNAL);
+    let goroutine = flag(rule, DEREF);
+    let sp_saved = flag(rule, SIGNAL) & (1 ^ goroutine | flag(rule, AT_SAVED_PC));
+    let signal = sp_saved & (1 ^ goroutine);
     let rbx_slot = rule >> 32 & u64::from(MAX_SLOT);
     let words = slot | unchanged;
     let words = M::Barrier::opaque(select::<M>(less::<M>(words, rbx_slot), rbx_slot, words));
@@ -219,8 +231,8 @@ pub fn step_x86_64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M)
     failed |= less::<M>(cfa, regs.sp.wrapping_add(1 ^ holds_return_address)) & (1 ^ elsewhere);
     stop |= failed * STOP_UNREADABLE;
     let pc = select::<M>(holds_return_address, other, machine.word(words.wrapping_sub(1)));
-    // `struct sigcontext_64` holds rsp just before rip.
-    let sp = select::<M>(signal, machine.word(words.wrapping_sub(2)), cfa);
+    // `struct sigcontext_64` holds rsp just before rip, Go's `gobuf` sp before pc.
+    let sp = select::<M>(sp_saved, machine.word(words.wrapping_sub(2)), cfa);
     let fp = select::<M>(unchanged, regs.fp, machine.word(words.wrapping_sub(slot)));
     let fp = select::<M>(unknown, 0, fp);
     let rbx = select::<M>(is_zero::<M>(rbx_slot), regs.lr, machine.word(words.wrapping_sub(rbx_slot)));
@@ -232,6 +244,50 @@ pub fn step_x86_64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M)
     let fp = select::<M>(fp_elsewhere, fp_found, fp);
     *regs = Registers { pc, sp, fp, lr: rbx, interrupted: regs.interrupted | signal, exact: signal };
     0
+}
+
+/// What of Go's `g` is needed, as indices of words: `stack.lo` and `stack.hi` are the first two, then comes `m`, with
+/// `sched.sp` and `sched.pc` behind it (go/src/runtime/runtime2.go; the same in Go 1.18 to 1.27).
+pub mod g {
+    /// The end of the stack.
+    pub const STACK_HI: u64 = 1;
+    /// The thread.
+    pub const M: u64 = 6;
+    /// The stack pointer when the goroutine went over to the thread's stack.
+    pub const SCHED_SP: u64 = 7;
+    /// The program counter then, or one made up.
+    pub const SCHED_PC: u64 = 8;
+}
+
+/// The CFA on the stack of the goroutine that went over to the thread's, and 1 when it can't be told. With
+/// [`AT_SAVED_PC`] it is where the saved sp and pc end.
+#[inline(always)]
+fn goroutine_cfa<M: Machine>(rule: u64, offset: u64, sp: u64, machine: &mut M) -> (u64, u64) {
+    let mut failed;
+    let goroutine;
+    let saved_sp;
+    if rule & (KEPT_ON_STACK as u64) << 24 != 0 {
+        failed = machine.read(sp.wrapping_add(offset), 2);
+        goroutine = machine.word(1);
+        let depth = machine.word(0);
+        failed |= machine.read(goroutine, g::STACK_HI + 1);
+        saved_sp = machine.word(g::STACK_HI).wrapping_sub(depth);
+    } else {
+        let thread_offset = (rule << (64 - THREAD_OFFSET_BITS)).cast_signed() >> (61 - THREAD_OFFSET_BITS);
+        let curg_offset = (rule >> THREAD_OFFSET_BITS & ((1 << (18 - THREAD_OFFSET_BITS)) - 1)) * 8;
+        failed = machine.read(machine.thread_pointer().wrapping_add(thread_offset.cast_unsigned()), 1);
+        failed |= machine.read(machine.word(0).wrapping_add(g::M * 8), 1);
+        let m = machine.word(0);
+        failed |= machine.read(m.wrapping_add(curg_offset), 1);
+        goroutine = machine.word(0);
+        failed |= machine.read(goroutine, g::SCHED_SP + 1);
+        // Else it is not what this thread runs.
+        failed |= 1 ^ is_zero::<M>(machine.word(g::M) ^ m);
+        saved_sp = machine.word(g::SCHED_SP);
+    }
+    failed |= less::<M>(saved_sp, machine.word(0)) | 1 ^ less::<M>(saved_sp, machine.word(g::STACK_HI));
+    let saved_end = goroutine.wrapping_add((g::SCHED_PC + 1) * 8);
+    (select::<M>(flag(rule, AT_SAVED_PC), saved_end, saved_sp.wrapping_add(8)), failed)
 }
 
 /// One step on aarch64. `regs` become the caller's unless the result, a set of `STOP_` bits, is not
@@ -270,7 +326,7 @@ pub fn step_aarch64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::row::SLOT_UNKNOWN;
+    use crate::row::{GOROUTINE, SLOT_UNKNOWN};
 
     const STACK: u64 = 0x7000;
 
@@ -307,6 +363,10 @@ mod tests {
 
         fn other_register(&self, index: u64) -> u64 {
             STACK + index * 16
+        }
+
+        fn thread_pointer(&self) -> u64 {
+            STACK + 16
         }
 
         fn word(&self, index: u64) -> u64 {
@@ -411,6 +471,61 @@ mod tests {
         for rule in [Rule::x86_64(DEREF | DEREF_ADD_8, 0, 0), Rule::x86_64_ra_in_other(3, false, -1)] {
             let regs = Registers { exact: 1, ..at(STACK + 400, STACK + 8) };
             assert_eq!(x86(rule, regs, &[(STACK + 400, STACK)]), Err(StopReason::UnreadableStack));
+        }
+    }
+
+    /// Words by index: `g` of the thread at 8, `m` at 17 with `curg` at 20, the goroutine at 24, its stack from 48 on.
+    fn with_goroutine(changed: (u64, u64)) -> [(u64, u64); 13] {
+        let (own, m, goroutine) = (8, 17, 24);
+        let words = [
+            (1, STACK + own * 8),
+            (own + g::M, STACK + m * 8),
+            (m + 3, STACK + goroutine * 8),
+            (goroutine, STACK + 48 * 8),
+            (goroutine + g::STACK_HI, STACK + 60 * 8),
+            (goroutine + g::M, STACK + m * 8),
+            (goroutine + g::SCHED_SP, STACK + 50 * 8),
+            (goroutine + g::SCHED_PC, 0x5000),
+            (50, 0x4000),
+            (55, 0x6000),
+            (40, 5 * 8),
+            (41, STACK + goroutine * 8),
+            changed,
+        ];
+        words.map(|(index, value)| (STACK + index * 8, value))
+    }
+
+    #[test]
+    fn x86_64_goroutine_that_left_for_the_threads_stack() {
+        const NOTHING: (u64, u64) = (0, 0);
+        // The thread pointer is at word 2.
+        let called = Rule::x86_64_goroutine(0, -1, 3);
+        let expected = Registers { pc: 0x4000, sp: STACK + 51 * 8, fp: 0, lr: 0, interrupted: 0, exact: 0 };
+        let regs = at(STACK + 38 * 8, 9);
+        assert_eq!(x86(called, regs, &with_goroutine(NOTHING)), Ok(expected));
+        let at_saved_pc = Rule::x86_64_goroutine(AT_SAVED_PC, -1, 3);
+        // What stands in the place of rbx is of no use.
+        let expected = Registers { pc: 0x5000, sp: STACK + 50 * 8, lr: STACK + 50 * 8, ..expected };
+        assert_eq!(x86(at_saved_pc, regs, &with_goroutine(NOTHING)), Ok(expected));
+        let kept = Rule::x86_64(GOROUTINE | KEPT_ON_STACK, SLOT_UNKNOWN, 2).with_rbx(SLOT_UNKNOWN);
+        let expected = Registers { pc: 0x6000, sp: STACK + 56 * 8, lr: 0, ..expected };
+        assert_eq!(x86(kept, regs, &with_goroutine(NOTHING)), Ok(expected));
+    }
+
+    #[test]
+    fn x86_64_goroutine_that_is_not_this_threads_is_none() {
+        let regs = at(STACK + 38 * 8, 9);
+        let no_goroutine = (20, 0);
+        let of_another = (24 + g::M, STACK + 16 * 8);
+        let (below, above) = ((24 + g::SCHED_SP, STACK + 47 * 8), (24 + g::SCHED_SP, STACK + 60 * 8));
+        for changed in [no_goroutine, of_another, below, above, (1, 0), (8 + g::M, 1)] {
+            let caller = x86(Rule::x86_64_goroutine(0, -1, 3), regs, &with_goroutine(changed));
+            assert_eq!(caller, Err(StopReason::UnreadableStack), "{changed:x?}");
+        }
+        let kept = Rule::x86_64(GOROUTINE | KEPT_ON_STACK, SLOT_UNKNOWN, 2).with_rbx(SLOT_UNKNOWN);
+        for changed in [(40, 0), (40, 13 * 8), (41, 0)] {
+            let caller = x86(kept, regs, &with_goroutine(changed));
+            assert_eq!(caller, Err(StopReason::UnreadableStack), "{changed:x?}");
         }
     }
 

@@ -26,8 +26,10 @@ pub mod word {
     pub const COMM: usize = 3;
     /// User registers: pc, sp, fp, lr.
     pub const REGISTERS: usize = 5;
+    /// x86_64: the base of fs (aarch64: of no meaning).
+    pub const THREAD_POINTER: usize = 9;
     /// x86_64's [`crate::row::OTHER_REGISTERS`] (aarch64: of no meaning).
-    pub const OTHER_REGISTERS: usize = 9;
+    pub const OTHER_REGISTERS: usize = 10;
 }
 
 /// In `flags`: it was running on a CPU, so that its registers and its kernel stack were not read.
@@ -52,6 +54,8 @@ pub struct Thread<'a> {
     pub flags: u8,
     /// pc, sp, fp, lr in user space.
     pub registers: [u64; 4],
+    /// x86_64: the base of fs.
+    pub thread_pointer: u64,
     /// x86_64's [`crate::row::OTHER_REGISTERS`].
     pub other_registers: &'a [u64],
     /// Leaf first.
@@ -81,6 +85,7 @@ impl<'a> Thread<'a> {
             switches: header[word::SWITCHES],
             flags: (shape >> 8) as u8,
             registers: core::array::from_fn(|index| header[word::REGISTERS + index]),
+            thread_pointer: header[word::THREAD_POINTER],
             other_registers: &header[word::OTHER_REGISTERS..],
             kernel_frames,
         };
@@ -106,11 +111,13 @@ mod tests {
         words[word::SWITCHES] = 9;
         words[word::COMM] = u64::from_ne_bytes(*b"threadna");
         words[word::REGISTERS + 1] = 11;
+        words[word::THREAD_POINTER] = 12;
         words[HEADER_WORDS..HEADER_WORDS + 2].copy_from_slice(&[21, 22]);
         let (thread, rest) = Thread::decode(&words).unwrap();
         assert_eq!((thread.pid, thread.tid, thread.switches, thread.flags), (Pid(7), Tid(8), 9, FLAG_USER));
         assert_eq!(&thread.comm[..9], b"threadna\0");
         assert_eq!((thread.registers[1], thread.kernel_frames), (11, [21, 22].as_slice()));
+        assert_eq!(thread.thread_pointer, 12);
         assert_eq!((thread.other_registers.len(), rest.len()), (OTHER_REGISTER_WORDS, 1));
         for cut in 0..HEADER_WORDS + 2 {
             assert_eq!(Thread::decode(&words[..cut]), None);

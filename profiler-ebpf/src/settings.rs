@@ -30,6 +30,7 @@ settings! {
     TASK_NVCSW task_nvcsw,
     TASK_NIVCSW task_nivcsw,
     TASK_ON_CPU task_on_cpu,
+    TASK_FSBASE task_fsbase,
     TASK_SIGNAL task_signal,
     SIGNAL_LIVE signal_live,
     STACK_TO_PT_REGS stack_to_pt_regs,

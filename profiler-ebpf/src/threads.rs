@@ -85,6 +85,7 @@ fn user_registers(task: *mut task_struct, address: u64, record: &mut [u64; MAX_W
     record[at::REGISTERS + 1] = registers.sp;
     record[at::REGISTERS + 2] = registers.fp;
     record[at::REGISTERS + 3] = registers.lr;
+    record[at::THREAD_POINTER] = arch::thread_pointer(address);
     arch::read_other_registers(saved, &raw mut record[at::OTHER_REGISTERS]);
     let narrow = if arch::is_32_bit(saved) { FLAG_32_BIT } else { 0 };
     // A kernel thread with a borrowed mm, or an io_uring worker, never was in user space.

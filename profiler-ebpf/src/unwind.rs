@@ -13,7 +13,7 @@ use profiler_common::row::{BY_FRAME_POINTER, Row, Rule, UNSUPPORTED};
 use profiler_common::search::{Extent, at_most, last_at_most};
 use profiler_common::step::{Machine, Registers, stop_reason};
 
-use crate::arch;
+use crate::{arch, task};
 use crate::barrier::{Asm, opaque};
 use crate::finish::finish;
 use crate::maps::{Chunk, PROGRAMS, RANGES, ROWS, WALK, count, scratch};
@@ -42,6 +42,11 @@ impl Machine for UserMemory {
     fn other_register(&self, index: u64) -> u64 {
         // SAFETY: `Walk::other` has 16 words.
         unsafe { self.other.add((opaque(index) & 15) as usize).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn thread_pointer(&self) -> u64 {
+        arch::thread_pointer(task::current())
     }
 
     #[inline(always)]

@@ -195,7 +195,11 @@ pub const WORKLOADS: &[Workload] = &[
     go("go-stripped", "goroutines.go", &["-ldflags=-s -w"]),
     go("go-pie", "goroutines.go", &["-ldflags=-s -w", "-buildmode=pie"]),
     go("go-garbage", "garbage.go", &["-ldflags=-s -w"]),
+    go("go-garbage-pie", "garbage.go", &["-buildmode=pie"]),
+    go("go-grows", "grows.go", &["-ldflags=-s -w"]),
+    go("go-grows-pie", "grows.go", &["-ldflags=-s -w", "-buildmode=pie"]),
     go("cgo", "cgo.go", &[]),
+    go("cgo-pie", "cgo.go", &["-buildmode=pie"]),
 ];
 
 /// The file of a workload, built when its sources or its command line have changed.

@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use spanflame_tests::{ANY, Lab, Share, Stack, lab, matches};
+use spanflame_tests::{ANY, Lab, Stack, lab};
 
 /// The share of samples that must be right: the program's start and Go's own signals are in the rest.
 const LEAST: f64 = 0.995;
@@ -16,27 +16,21 @@ const MS: &str = "4000";
 const LEAST_ACROSS: f64 = 0.99;
 const MS_ACROSS: &str = "8000";
 
-/// From here on the runtime keeps a frame pointer where it changes stacks (1.21).
-const CROSSED_SINCE: u32 = 21;
-
-/// The lab and the minor version of Go; `None` after saying why the test is skipped.
-fn go_lab() -> Option<(Lab, u32)> {
-    let lab = lab()?;
-    let Ok(said) = Command::new("go").args(["version"]).output() else {
+/// `None` after saying why the test is skipped.
+fn go_lab() -> Option<Lab> {
+    if Command::new("go").arg("version").output().is_err() {
         assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped under CI=true: go is not installed");
         println!("skipped: go is not installed");
         return None;
-    };
-    let said = String::from_utf8(said.stdout).unwrap();
-    let minor = said.split("go1.").nth(1).and_then(|rest| rest.split(['.', ' ']).next()).unwrap().parse().unwrap();
-    Some((lab, minor))
+    }
+    lab()
 }
 
 const CALLS: [&str; 6] =
     ["main.rounds", "main.wide", "main.bound.func1", "main.(*mill).grind", "main.half_[i]", "main.leaf"];
 
 fn goroutines(workload: &str) {
-    let Some((lab, _minor)) = go_lab() else { return };
+    let Some(lab) = go_lab() else { return };
     let program = lab.workload(workload);
     let profile = lab.record(&OPTIONS).of(&program, &[MS]).profile();
     // Go interrupts what runs for long, by a signal.
@@ -68,54 +62,74 @@ fn goroutines_stripped_position_independent() {
 }
 
 /// Calls from Go to C, and from there back to Go, each on a stack of its own.
+fn cgo_both_ways(workload: &str) {
+    let Some(lab) = go_lab() else { return };
+    let profile = lab.record(&OPTIONS).of(&lab.workload(workload), &[MS_ACROSS]).profile();
+    let main = ["runtime.goexit", "runtime.main", "main.main"].as_slice();
+    let into = ["main.intoC", "main._Cfunc_c_outer", "runtime.cgocall", "runtime.asmcgocall", ANY, "c_outer", "c_leaf"];
+    let back = ["main.andBack", "main._Cfunc_c_back", "runtime.cgocall", "runtime.asmcgocall", ANY, "c_back", "goBack"];
+    let in_go = ["crosscall2", "runtime.cgocallback", ANY, "main.goBack_[i]", "main.middle", "main.leaf"];
+    let (into, back) = ([main, &into].concat(), [main, &back, &in_go].concat());
+    profile.check_chains(workload, &[&into, &back, &["runtime.mstart", ANY]], LEAST_ACROSS);
+}
+
 #[test]
-fn cgo_both_ways() {
-    let Some((lab, minor)) = go_lab() else { return };
-    let profile = lab.record(&OPTIONS).of(&lab.workload("cgo"), &[MS_ACROSS]).profile();
-    let into = ["runtime.asmcgocall", ANY, "c_outer", "c_leaf"];
-    let back = ["runtime.asmcgocall", ANY, "c_back", "goBack", "crosscall2", "runtime.cgocallback", ANY];
-    let back = [back.as_slice(), &["main.goBack_[i]", "main.middle", "main.leaf"]].concat();
-    let monitor = ["runtime.mstart", ANY];
-    if minor >= CROSSED_SINCE {
-        let from_main = ["runtime.goexit", "runtime.main", "main.main"];
-        let into = [from_main.as_slice(), &["main.intoC", "main._Cfunc_c_outer", "runtime.cgocall"], &into].concat();
-        let back = [from_main.as_slice(), &["main.andBack", "main._Cfunc_c_back", "runtime.cgocall"], &back].concat();
-        profile.check_chains("cgo", &[&into, &back, &monitor], LEAST_ACROSS);
-        return;
-    }
-    // The call from Go to C can't be crossed: cut there, and said.
-    let stacks = profile.of("cgo");
-    let is_cut = |stack: &&&Stack| {
-        let cut = stack.incomplete.as_deref() == Some("unsupported_cfi");
-        cut && (matches(&stack.user, &into) || matches(&stack.user, &back)) || stack.is(&monitor)
+fn cgo_with_dwarf() {
+    cgo_both_ways("cgo");
+}
+
+#[test]
+fn cgo_position_independent() {
+    cgo_both_ways("cgo-pie");
+}
+
+/// Samples of a workload whose stacks hold `function`: those with the chain, those that are cut, and all.
+fn held(workload: &str, function: &str, chain: &[&str]) -> Option<[u64; 3]> {
+    let lab = go_lab()?;
+    let profile = lab.record(&OPTIONS).of(&lab.workload(workload), &[MS]).profile();
+    let stacks = profile.of(workload);
+    let count = |wanted: &dyn Fn(&Stack) -> bool| -> u64 {
+        let stacks = stacks.iter().filter(|stack| stack.holds(function) && wanted(stack));
+        stacks.map(|stack| stack.samples).sum()
     };
-    let right = stacks.iter().filter(is_cut).map(|stack| stack.samples).sum();
-    let share = Share { right, all: stacks.iter().map(|stack| stack.samples).sum() };
-    assert!(share.part() >= LEAST_ACROSS && share.all > 200, "{share:?} {:?}", profile.quality);
+    let right = count(&|stack| stack.is(chain));
+    let found = [right, count(&|stack| stack.incomplete.is_some()), count(&|_| true)];
+    println!("{workload}: {found:?} right, cut and all of {function}");
+    assert!(found[2] > 100, "the workload is none for this: {:?}", profile.quality);
+    Some(found)
 }
 
 /// The collector's work runs on the thread's stack and belongs to the goroutine that asked for it.
-#[test]
-fn runtime_on_its_own_stack() {
-    let Some((lab, minor)) = go_lab() else { return };
-    let profile = lab.record(&OPTIONS).of(&lab.workload("go-garbage"), &[MS]).profile();
-    let stacks = profile.of("go-garbage");
-    let count = |wanted: &dyn Fn(&Stack) -> bool| -> u64 {
-        stacks.iter().filter(|stack| wanted(stack)).map(|stack| stack.samples).sum()
-    };
-    let on_own = count(&|stack| stack.holds("runtime.systemstack"));
+fn runtime_on_its_own_stack(workload: &str) {
     let marking = ["runtime.goexit", ANY, "runtime.gcBgMarkWorker", "runtime.systemstack", ANY];
-    let marked = count(&|stack| stack.is(&marking));
-    let cut =
-        count(&|stack| stack.incomplete.is_some() && stack.user.first().is_some_and(|at| at == "runtime.systemstack"));
-    println!("{on_own} samples on the thread's stack, {marked} of them marking, {cut} of all cut there");
-    assert!(on_own > 100, "the workload is none for this: {:?}", profile.quality);
-    if minor >= CROSSED_SINCE {
-        assert!(marked * 10 > on_own && cut * 100 < on_own, "{marked} and {cut} of {on_own}");
-        // What grows a goroutine's stack is cut.
-        let whole = count(&|stack| stack.incomplete.is_none());
-        assert!(Share { right: whole, all: count(&|_| true) }.part() > 0.98, "{:?}", profile.quality);
-    } else {
-        assert!(cut * 100 > on_own * 99, "{cut} of {on_own}: nothing is made up");
-    }
+    let Some([marked, cut, all]) = held(workload, "runtime.systemstack", &marking) else { return };
+    assert!(marked * 10 > all && cut * 100 < all, "{marked} and {cut} of {all}");
+}
+
+#[test]
+fn runtime_on_its_own_stack_stripped() {
+    runtime_on_its_own_stack("go-garbage");
+}
+
+#[test]
+fn runtime_on_its_own_stack_position_independent() {
+    runtime_on_its_own_stack("go-garbage-pie");
+}
+
+/// What moves a goroutine to a larger stack, too, also when it stands there already.
+fn growing_stacks(workload: &str) {
+    let growing =
+        ["runtime.goexit", ANY, "main.rise", "main.deeper", ANY, "runtime.morestack", "runtime.newstack", ANY];
+    let Some([grown, cut, all]) = held(workload, "runtime.newstack", &growing) else { return };
+    assert!(grown * 100 > all * 98 && cut * 100 < all, "{grown} and {cut} of {all}");
+}
+
+#[test]
+fn growing_stacks_stripped() {
+    growing_stacks("go-grows");
+}
+
+#[test]
+fn growing_stacks_position_independent() {
+    growing_stacks("go-grows-pie");
 }

@@ -120,8 +120,8 @@ impl Circumstances<'_> {
                 _ => nothing(Why::InBetween),
             },
             StopReason::UnsupportedCfi => match broken.function.as_str() {
-                "runtime.systemstack" | "runtime.asmcgocall" => Fix::UpgradeGo,
-                "runtime.morestack" => nothing(Why::GoChangesStacks),
+                "runtime.systemstack" | "runtime.asmcgocall" if cfg!(target_arch = "x86_64") => Fix::UpgradeGo,
+                "runtime.systemstack" | "runtime.asmcgocall" | "runtime.morestack" => nothing(Why::GoChangesStacks),
                 _ => nothing(Why::UnusualTable),
             },
             StopReason::TooDeep => nothing(Why::TooDeep),

@@ -160,7 +160,7 @@ fn read(
         }
         let mut other = [0; OTHER_REGISTER_WORDS];
         other.copy_from_slice(record.other_registers);
-        let mut memory = ThreadMemory::new(record.tid, other);
+        let mut memory = ThreadMemory::new(record.tid, other, record.thread_pointer);
         let located = session.locate(header(record), record.kernel_frames, &mut memory, give_up);
         if let Some(sample) = located {
             candidates.push(Candidate { switches: record.switches, status, sample });
@@ -259,8 +259,10 @@ async fn stop_and_read(
         let flags = FLAG_USER | if stopped.is_32_bit { FLAG_32_BIT } else { 0 };
         let (pid, comm, registers) = (seen.pid, seen.comm, stopped.registers);
         let other_registers = stopped.other.as_slice();
-        let record = Record { pid, tid, comm, switches: 0, flags, registers, other_registers, kernel_frames: &[] };
-        let mut memory = ThreadMemory::new(tid, stopped.other);
+        let (thread_pointer, kernel_frames) = (stopped.thread_pointer, [].as_slice());
+        let record =
+            Record { pid, tid, comm, switches: 0, flags, registers, thread_pointer, other_registers, kernel_frames };
+        let mut memory = ThreadMemory::new(tid, stopped.other, thread_pointer);
         session.locate(header(&record), &[], &mut memory, give_up).map(|sample| (sample, stopped.is_32_bit))
     });
     match read.await {

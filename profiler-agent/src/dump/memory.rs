@@ -19,6 +19,7 @@ const MOST_WINDOWS: u32 = 2000;
 pub(super) struct ThreadMemory {
     tid: Tid,
     other: [u64; OTHER_REGISTER_WORDS],
+    thread_pointer: u64,
     window: Vec<u8>,
     window_start: u64,
     windows: u32,
@@ -26,8 +27,8 @@ pub(super) struct ThreadMemory {
 }
 
 impl ThreadMemory {
-    pub(super) fn new(tid: Tid, other: [u64; OTHER_REGISTER_WORDS]) -> Self {
-        Self { tid, other, window: Vec::new(), window_start: 0, windows: 0, read: [0; 64] }
+    pub(super) fn new(tid: Tid, other: [u64; OTHER_REGISTER_WORDS], thread_pointer: u64) -> Self {
+        Self { tid, other, thread_pointer, window: Vec::new(), window_start: 0, windows: 0, read: [0; 64] }
     }
 
     /// The bytes at `address`, if they can be read.
@@ -69,6 +70,10 @@ impl Machine for ThreadMemory {
         usize::try_from(index).ok().and_then(|index| self.other.get(index)).copied().unwrap_or(0)
     }
 
+    fn thread_pointer(&self) -> u64 {
+        self.thread_pointer
+    }
+
     fn word(&self, index: u64) -> u64 {
         self.read.get((index & 63) as usize).copied().unwrap_or(0)
     }
@@ -81,7 +86,7 @@ mod tests {
     #[test]
     fn words_are_read_where_they_are() {
         let known: Vec<u64> = (0..10_000).collect();
-        let mut memory = ThreadMemory::new(Tid(std::process::id()), [7; OTHER_REGISTER_WORDS]);
+        let mut memory = ThreadMemory::new(Tid(std::process::id()), [7; OTHER_REGISTER_WORDS], 5);
         for first in [0, 9_990, 2_040, 511, 5_000] {
             assert_eq!(memory.read(known[first..].as_ptr() as u64, 10), 0);
             let read: Vec<u64> = (0..10).map(|index| memory.word(index)).collect();
@@ -90,6 +95,6 @@ mod tests {
         for (address, words) in [(8, 1), (u64::MAX - 8, 2), (known.as_ptr() as u64, u64::MAX)] {
             assert_eq!(memory.read(address, words), 1);
         }
-        assert_eq!((memory.other_register(8), memory.other_register(9)), (7, 0));
+        assert_eq!((memory.other_register(8), memory.other_register(9), memory.thread_pointer()), (7, 0, 5));
     }
 }

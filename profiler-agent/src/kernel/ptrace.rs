@@ -24,6 +24,8 @@ pub struct Stopped {
     pub is_32_bit: bool,
     /// pc, sp, fp, lr.
     pub registers: [u64; 4],
+    /// x86_64: the base of fs.
+    pub thread_pointer: u64,
     /// x86_64's `profiler_common::row::OTHER_REGISTERS`.
     pub other: [u64; OTHER_REGISTER_WORDS],
 }
@@ -169,13 +171,14 @@ impl Drop for Attached {
 }
 
 /// `struct user_regs_struct` (linux/arch/x86/include/asm/user_64.h): r15, r14, r13, r12, rbp, rbx, r11, r10,
-/// r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax, rip, cs, eflags, rsp, ss, ...; as `struct pt_regs` up to there.
+/// r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax, rip, cs, eflags, rsp, ss, fs_base, ...; as `struct pt_regs` up to ss.
 #[cfg(target_arch = "x86_64")]
 fn meaning(words: &[u64; WORDS], bytes: usize) -> Stopped {
     const R11: usize = 6;
     let mut other = [0; OTHER_REGISTER_WORDS];
     other.copy_from_slice(&words[R11..R11 + OTHER_REGISTER_WORDS]);
-    Stopped { is_32_bit: bytes < 27 * 8, registers: [words[16], words[19], words[4], words[5]], other }
+    let registers = [words[16], words[19], words[4], words[5]];
+    Stopped { is_32_bit: bytes < 27 * 8, registers, thread_pointer: words[21], other }
 }
 
 /// `struct user_pt_regs` (linux/arch/arm64/include/uapi/asm/ptrace.h): x0 to x30, sp, pc, pstate.
@@ -183,7 +186,7 @@ fn meaning(words: &[u64; WORDS], bytes: usize) -> Stopped {
 fn meaning(words: &[u64; WORDS], bytes: usize) -> Stopped {
     let lr = words[30] & !super::load::POINTER_AUTH_MASK;
     let registers = [words[32], words[31], words[29], lr];
-    Stopped { is_32_bit: bytes < 34 * 8, registers, other: [0; OTHER_REGISTER_WORDS] }
+    Stopped { is_32_bit: bytes < 34 * 8, registers, thread_pointer: 0, other: [0; OTHER_REGISTER_WORDS] }
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {

@@ -41,6 +41,12 @@ pub(crate) fn registers(saved: u64) -> Registers {
 #[inline(always)]
 pub(crate) fn read_other_registers(_saved: u64, _other: *mut u64) {}
 
+/// No rule needs it.
+#[inline(always)]
+pub(crate) fn thread_pointer(_task: u64) -> u64 {
+    0
+}
+
 /// One unwinding step; see `profiler_common::step`.
 #[inline(always)]
 pub(crate) fn step<M: Machine>(rule: u64, registers: &mut Registers, machine: &mut M) -> u64 {

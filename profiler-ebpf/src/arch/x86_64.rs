@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use profiler_common::record::OTHER_REGISTER_WORDS;
 use profiler_common::step::{Machine, Registers, step_x86_64};
 
-use crate::task::word;
+use crate::{settings, task::word};
 
 const RBP: u64 = 32;
 const RBX: u64 = 40;
@@ -47,6 +47,12 @@ pub(crate) fn read_other_registers(saved: u64, other: *mut u64) {
     // SAFETY: the callers' buffer has room for 72 bytes; the helper checks the address, and clears the
     // buffer when it can't be read.
     unsafe { bpf_probe_read_kernel(other.cast(), (OTHER_REGISTER_WORDS * 8) as u32, from) };
+}
+
+/// The base of fs in a task.
+#[inline(always)]
+pub(crate) fn thread_pointer(task: u64) -> u64 {
+    word(task, settings::task_fsbase())
 }
 
 /// One unwinding step; see `profiler_common::step`.

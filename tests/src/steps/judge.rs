@@ -166,6 +166,10 @@ impl Machine for Stopped<'_, '_> {
         usize::try_from(index).ok().and_then(|index| others.get(index)).copied().unwrap_or(0)
     }
 
+    fn thread_pointer(&self) -> u64 {
+        self.cpu.fs_base
+    }
+
     fn word(&self, index: u64) -> u64 {
         self.read.get((index & 63) as usize).copied().unwrap_or(0)
     }

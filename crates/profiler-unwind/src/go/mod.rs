@@ -5,6 +5,7 @@
 //! internal/abi/symtab.go (flags, numbers of tables), cmd/internal/obj/pcln.go (how values are stored).
 
 mod find;
+mod goroutine;
 mod pclntab;
 mod rows;
 mod symbols;

@@ -4,6 +4,7 @@
 //! does not say is read from the code: whether rbp is saved, and where the stack is switched.
 
 use super::find::Module;
+use super::goroutine::{self, Path};
 use super::pclntab::{FLAG_SP_WRITE, FLAG_TOP_FRAME, Function, Values};
 use crate::elf::Elf;
 use crate::read::{ReadAt, read_bytes};
@@ -24,9 +25,17 @@ const CODE_ALIGNMENT: u32 = 64;
 /// have in common; 2 are enough for real programs.
 const WORK_FACTOR: u64 = 8;
 
-/// Functions at which stacks begin that do not say so by a flag. `mcall` never returns.
-const OUTERMOST: [&[u8]; 5] =
-    [b"runtime.mcall", b"_rt0_amd64", b"_rt0_amd64_linux", b"_rt0_arm64", b"_rt0_arm64_linux"];
+/// Functions at which stacks begin that do not say so by a flag. `mcall` never returns. Nor do the two that put a
+/// goroutine aside: what runs behind them, also below `morestack`, chooses another one.
+const OUTERMOST: [&[u8]; 7] = [
+    b"runtime.mcall",
+    b"runtime.goschedImpl",
+    b"runtime.preemptPark",
+    b"_rt0_amd64",
+    b"_rt0_amd64_linux",
+    b"_rt0_arm64",
+    b"_rt0_arm64_linux",
+];
 /// Signal handlers say that they are outermost, but the kernel's frame leads on.
 const SIGNAL_HANDLERS: &[u8] = b"runtime.sig";
 /// The signal's return trampoline of programs without cgo: `runtime.sigreturn`, and
@@ -44,19 +53,21 @@ const SWITCHES: [&[u8]; 2] = [b"runtime.", b"time.now"];
 const BY_RBP: Rule = Rule::x86_64(BASE_FP | OTHER_STACK, 2, 2).with_rbx(SLOT_UNKNOWN);
 
 /// Until where a rule holds, in bytes from the function's start.
-type Until = (u32, Rule);
+pub(super) type Until = (u32, Rule);
 
 /// The rules of a module's functions.
 pub(crate) struct GoRows<'a, F> {
     module: &'a Module,
     code: Code<'a, F>,
     work_left: u64,
+    /// From a thread to its goroutine, when it was looked for.
+    path: Option<Option<Path>>,
 }
 
 impl<'a, F: ReadAt> GoRows<'a, F> {
     pub(crate) fn new(file: &'a F, elf: &'a Elf, module: &'a Module) -> Self {
         let work_left = module.size_bytes().saturating_mul(WORK_FACTOR);
-        Self { module, code: Code { file, elf, start: 0, bytes: Vec::new() }, work_left }
+        Self { module, code: Code { file, elf, start: 0, bytes: Vec::new() }, work_left, path: None }
     }
 
     /// The functions that Go compiled, in ascending order.
@@ -153,7 +164,11 @@ impl<'a, F: ReadAt> GoRows<'a, F> {
         if function.flags & FLAG_SP_WRITE == 0 {
             return Some(rules);
         }
+        let path = if saved { None } else { self.path() };
         let code = self.code.at(start, MAX_SWITCH_BYTES.min(length.into()));
+        if let Some(rules) = goroutine::rules(name, code, path).filter(|_| !saved) {
+            return Some(rules);
+        }
         let switch = sets_rsp(code).and_then(|at| u32::try_from(at).ok()).unwrap_or(0);
         let rule = match name {
             name if name == OUTERMOST[0] => Rule::END,
@@ -161,6 +176,23 @@ impl<'a, F: ReadAt> GoRows<'a, F> {
             _ => Rule::UNSUPPORTED,
         };
         Some(switched(&rules, code, switch, rule))
+    }
+
+    /// What leads from a thread to its goroutine.
+    fn path(&mut self) -> Option<Path> {
+        if let Some(path) = self.path {
+            return path;
+        }
+        let table = self.module.table()?;
+        let mut functions = (0..table.function_count()).filter_map(|index| table.function(index));
+        let function = functions.find(|function| table.name(function) == Some(goroutine::SYSTEMSTACK));
+        let path = function.and_then(|function| {
+            let start = self.module.code.0.checked_add(function.start.into())?;
+            let length = MAX_SWITCH_BYTES.min((function.end - function.start).into());
+            Path::of_systemstack(self.code.at(start, length))
+        });
+        self.path = Some(path);
+        path
     }
 
     /// Go on aarch64: the return address is at sp, and the caller's frame pointer below.
@@ -251,7 +283,7 @@ fn restored_bytes(code: &[u8], end: u32) -> u32 {
 }
 
 /// Where the first instruction may be that sets rsp from memory or a register, or aligns it.
-fn sets_rsp(code: &[u8]) -> Option<usize> {
+pub(super) fn sets_rsp(code: &[u8]) -> Option<usize> {
     (0..code.len()).find(|at| match code.get(*at..).unwrap_or_default() {
         // mov memory or register, %rsp; not mov %rbp, %rsp's like with a displacement of rsp itself.
         [0x48 | 0x49, 0x8b, modrm, ..] => modrm & 0x38 == 0x20,

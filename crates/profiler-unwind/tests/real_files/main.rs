@@ -52,6 +52,10 @@ impl Machine for MadeUp {
         OTHER + index * 64
     }
 
+    fn thread_pointer(&self) -> u64 {
+        0
+    }
+
     fn word(&self, index: u64) -> u64 {
         self.read.get(usize::try_from(index).unwrap()).copied().unwrap_or(0)
     }
