@@ -25,12 +25,13 @@ const CODE_ALIGNMENT: u32 = 64;
 /// have in common; 2 are enough for real programs.
 const WORK_FACTOR: u64 = 8;
 
-/// Functions at which stacks begin that do not say so by a flag. `mcall` never returns. Nor do the two that put a
-/// goroutine aside: what runs behind them, also below `morestack`, chooses another one.
-const OUTERMOST: [&[u8]; 7] = [
+/// Functions at which stacks begin that do not say so by a flag. `mcall` never returns. Nor do those that put a
+/// goroutine aside and choose another one, also below `morestack`.
+const OUTERMOST: [&[u8]; 8] = [
     b"runtime.mcall",
     b"runtime.goschedImpl",
     b"runtime.preemptPark",
+    b"runtime.schedule",
     b"_rt0_amd64",
     b"_rt0_amd64_linux",
     b"_rt0_arm64",
