@@ -4,10 +4,10 @@
 //! there it follows along all ways through the code in both directions, but not through changes of rsp that
 //! are not known. What contradicts itself is not known.
 
-use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, REALIGNED, RETURNS};
+use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, NONE, REALIGNED, RETURNS};
 use super::effect::{MOST_BYTES, Rsp};
 use super::lost::lost;
-use super::pointed::{self, leaves_at_once};
+use super::pointed;
 use super::returns::{self, Proof};
 use super::solve::{Rules, Solution, successors};
 
@@ -253,9 +253,8 @@ impl Depths {
     }
 
     /// A group that nowhere returns and calls with a stack that is not aligned need not begin where it seems
-    /// to: nobody has called it (the beginning of a coroutine). One that is known by a pointer has to call with an
-    /// aligned stack: elsewhere than at beginnings of functions the stack is aligned the other way. Where callees pop
-    /// nobody aligns the stack.
+    /// to: nobody has called it (the beginning of a coroutine). One that is known by a pointer has to call something
+    /// with an aligned stack that is elsewhere or not known ([`pointed`]). Where callees pop nobody aligns the stack.
     fn spoil_misaligned(&mut self, code: &Code) {
         if code.callees_pop {
             return;
@@ -274,16 +273,10 @@ impl Depths {
             };
             let root = self.root(component) as usize;
             if is_aligned(depth) {
-                shown.get_mut(root).into_iter().for_each(|shown| *shown = true);
+                let leaves = code.insn(index).is_some_and(|insn| insn.target == NONE);
+                shown.get_mut(root).into_iter().for_each(|shown| *shown |= leaves);
             } else if !confirmed.get(root).copied().unwrap_or(false) {
                 self.solution.spoil(component);
-            }
-        }
-        // What does nothing but go on elsewhere is a function, too.
-        for index in (0..code.len()).filter(|index| leaves_at_once(code, *index)) {
-            if let Some(component) = self.solution.component(index) {
-                let root = self.root(component) as usize;
-                shown.get_mut(root).into_iter().for_each(|shown| *shown = true);
             }
         }
         for component in self.first_by_pointer..self.first_by_call {
@@ -347,7 +340,14 @@ impl Depths {
         }
         let is_call = code.insn(from).is_some_and(|insn| insn.flow == Flow::Call);
         let both_lost = self.is_lost(from) && self.is_lost(to);
-        !code.has(to, ENTRY) && (!is_call || self.returns(code, from) || both_lost && goes_on(code, from))
+        let both_blank = self.is_blank(from) && self.is_blank(to) && code.has(from, RETURNS);
+        let goes_on = || (both_lost || both_blank) && goes_on(code, from);
+        !code.has(to, ENTRY) && (!is_call || self.returns(code, from) || goes_on())
+    }
+
+    /// Whether nothing tells how deep the stack is, also nothing that was contradicted.
+    pub(super) fn is_blank(&self, index: u32) -> bool {
+        self.solution.raw(index).is_none()
     }
 }
 
@@ -379,7 +379,14 @@ pub(super) fn goes_on(code: &Code, index: u32) -> bool {
     code.insn(index).is_some_and(|insn| insn.flow == Flow::Call)
         && index + 1 < code.len()
         && !code.has(index, NEVER)
-        && !code.has(index + 1, BOUNDARY | FILLER)
+        && !code.has(index + 1, BOUNDARY)
+        && (!code.has(index + 1, FILLER) || begins_loop(code, index + 1))
+}
+
+/// Whether filling ends where a loop begins: it is there to align the loop, and what is before it goes on.
+fn begins_loop(code: &Code, filling: u32) -> bool {
+    let Some(head) = (filling..code.len()).find(|index| !code.has(*index, FILLER)) else { return false };
+    !code.has(head, ENTRY | BOUNDARY) && code.jumps_to(head).any(|from| from > head)
 }
 
 /// Where the stack is as a caller has it: at the beginning, before a return, and before a jump to another

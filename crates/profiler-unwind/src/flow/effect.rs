@@ -173,7 +173,7 @@ fn register(instruction: &Instruction, operand: u32) -> Register {
     }
 }
 
-fn immediate(instruction: &Instruction) -> Option<i32> {
+pub(super) fn immediate(instruction: &Instruction) -> Option<i32> {
     match instruction.op1_kind() {
         OpKind::Immediate8to32 | OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
             let bytes = instruction.immediate(1).cast_signed();

@@ -185,7 +185,7 @@ fn base(code: &Code, depths: &Depths, frames: &Frames, index: u32) -> Option<(u8
     let (flags, below) = match (frames.at(index), depths.at(index)) {
         (Some(below), Some(_)) if code.callees_pop => (BASE_FP, below),
         (_, Some(depth)) => (0, depth.checked_add(WORD)?),
-        (Some(below), None) if depths.is_lost(index) => (BASE_FP, below),
+        (Some(below), None) if depths.is_lost(index) || depths.is_blank(index) => (BASE_FP, below),
         _ => return None,
     };
     (below % WORD == 0 && below / WORD <= MAX_CFA_OFFSET_BY_8).then_some((flags, below / WORD))

@@ -2,8 +2,9 @@
 //! itself nor need it return.
 //!
 //! A pointer may as well lead to a part of a function (`&&label`), or to data, so the code has to show that it is one:
-//! it calls with a stack that is aligned if it begins there. In the middle of functions that call others, compilers
-//! have the stack aligned, so where a return address is on top of it calls need another word.
+//! it calls with a stack that is aligned if it begins there, and calls what is elsewhere, or by a pointer. In the middle
+//! of functions that do so compilers have the stack aligned, so there these calls would not be. For functions of the
+//! same file gcc may leave the stack as it is (`-fipa-stack-alignment`): such calls show nothing.
 
 use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow};
 use super::depth::{DepthRules, goes_on};
@@ -38,9 +39,4 @@ fn is_gone_on_to(code: &Code, index: u32) -> bool {
         Some(Flow::Call) => goes_on(code, before),
         _ => falls(code, before),
     })
-}
-
-/// Whether a function that does nothing but go on elsewhere begins at an instruction.
-pub(super) fn leaves_at_once(code: &Code, index: u32) -> bool {
-    code.has(index, ENTRY) && code.insn(index).is_some_and(|insn| insn.flow == Flow::Away)
 }

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 
 use super::decode::{Code, ENTRY, Flow, NONE, REALIGNED, RETURNS, Region};
 use super::depth::{Depths, goes_on};
-use super::effect::{Base, Rsp};
+use super::effect::{Base, Rsp, immediate};
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use profiler_common::row::{BASE_FP, DEREF, FP_AT_FP, OTHER_REGISTERS, Rule, SLOT_UNKNOWN};
 
@@ -215,9 +215,8 @@ impl Walk<'_> {
         let nothing = !rsp && !rbp && !r10;
         match state {
             State::Pointed if is(Mnemonic::And, Register::RSP) => {
-                let mask =
-                    (instruction.op1_kind() != OpKind::Register).then(|| instruction.immediate(1).wrapping_neg())?;
-                mask.is_power_of_two().then_some(State::Aligned)
+                let mask = i64::from(immediate(instruction)?).wrapping_neg();
+                (mask.cast_unsigned().is_power_of_two()).then_some(State::Aligned)
             }
             State::Aligned if instruction.mnemonic() == Mnemonic::Push && from(Register::R10) == Some(-8) => {
                 Some(State::Pushed)
