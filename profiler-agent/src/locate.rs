@@ -56,6 +56,8 @@ pub(crate) fn locate(sample: &Sample<'_>, tracker: &Tracker, give_up: bool) -> R
                 frames.truncate(1);
             }
             stop = match go_on(sample, tracker, process, &mut frames) {
+                // The kernel went further, by tables that did not hold any more.
+                GoneOn::Stopped(StopReason::StackCopyEnded) if stale.is_some() => StopReason::MappingChanged,
                 GoneOn::Stopped(stop) => stop,
                 GoneOn::NeedsTable(_file) if give_up => StopReason::NoUnwindTable,
                 GoneOn::NeedsTable(file) => return Err(file),

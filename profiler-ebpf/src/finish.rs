@@ -20,7 +20,10 @@ const RECORD_BYTES: u64 = SCRATCH_WORDS as u64 * 8;
 pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopReason) {
     let kernel_frames = walk.kernel_frames;
     let user_frames = walk.user_frames;
-    let whole_stack = settings::whole_stack() != 0 || walk.process.whole_stack != 0;
+    let waiting = RECORDS.query(u64::from(BPF_RB_AVAIL_DATA));
+    // Better a stack that is cut than no room for samples.
+    let has_room = waiting < settings::wake_up_bytes();
+    let whole_stack = settings::whole_stack() != 0 || walk.process.whole_stack != 0 && has_room;
     let flags = walk.kernel_mode * u64::from(FLAG_KERNEL_MODE) | u64::from(whole_stack) * u64::from(FLAG_WHOLE_STACK);
     let registers = if whole_stack { &walk.first } else { &walk.registers };
     record[word::SHAPE] = shape_word(flags, stop as u64, kernel_frames, user_frames);
@@ -46,7 +49,8 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
         }
     }
     record[word::STACK_BYTES] = copied;
-    write(record, used + copied);
+    let wake_up = if has_room { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
+    write(record, used + copied, wake_up);
 }
 
 /// Copies the stack from `start` upwards behind the `used` bytes of the record, page by page until a
@@ -83,9 +87,7 @@ fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, start: u64) -> u64 {
 
 /// Hands the first `bytes` bytes of the record to user space, which is woken only when much waits.
 #[inline(always)]
-fn write(record: &[u64; SCRATCH_WORDS], bytes: u64) {
-    let waiting = RECORDS.query(u64::from(BPF_RB_AVAIL_DATA));
-    let wake_up = if waiting >= settings::wake_up_bytes() { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+fn write(record: &[u64; SCRATCH_WORDS], bytes: u64, wake_up: u32) {
     let bytes = opaque(bytes) & (RECORD_BYTES - 1);
     // SAFETY: `bytes` is below the size of the record.
     let record = unsafe { core::slice::from_raw_parts(record.as_ptr().cast::<u8>(), bytes as usize) };

@@ -102,8 +102,8 @@ pub(crate) struct Process {
     past: Vec<CodeMapping>,
     /// When code was last replaced or removed.
     last_removal: MonotonicNs,
-    /// When code of a file last took the place of other code of a file.
-    last_replacement: Option<MonotonicNs>,
+    /// When code of a file last took the place of other code of a file, and which file that was.
+    last_replacement: Option<(MonotonicNs, FileKey)>,
     /// The kernel was told to copy its stacks.
     pub(crate) has_copies: bool,
     /// The newest sideband record that went into `live`.
@@ -275,7 +275,7 @@ impl Process {
             self.last_removal = since;
         }
         if file != ANONYMOUS && hit.iter().any(|old| old.file != ANONYMOUS && old.rows_of() != new.rows_of()) {
-            self.last_replacement = Some(since);
+            self.last_replacement = Some((since, file));
         }
         let most = if file == ANONYMOUS { MOST_GENERATED } else { MOST_LIVE };
         let room = self.live.len() < most;
@@ -305,10 +305,10 @@ impl Process {
         hit
     }
 
-    /// Whether it replaced code of files lately. Code that is made at run time is replaced all the time, and has the
-    /// same rows.
-    pub(crate) fn replaces_code(&self, now: MonotonicNs) -> bool {
-        self.last_replacement.is_some_and(|last| now.0.saturating_sub(last.0) < REPLACING_NS)
+    /// The file whose code lately took the place of other code of a file.
+    pub(crate) fn lately_replaced_by(&self, now: MonotonicNs) -> Option<FileKey> {
+        let (last, file) = self.last_replacement?;
+        (now.0.saturating_sub(last.0) < REPLACING_NS).then_some(file)
     }
 
     fn remember(&mut self, gone: CodeMapping) {
@@ -483,17 +483,17 @@ mod tests {
             process.map(range, FileOffset(file_offset), file, MonotonicNs(50));
             process
         };
-        assert!(!process().replaces_code(MonotonicNs(50)));
+        assert!(process().lately_replaced_by(MonotonicNs(50)).is_none());
         let replaced = at(B, 0, 0x2000);
-        assert!(replaced.replaces_code(MonotonicNs(49 + REPLACING_NS)));
-        assert!(!replaced.replaces_code(MonotonicNs(50 + REPLACING_NS)));
-        assert!(at(A, 0, 0x2000).replaces_code(MonotonicNs(50)), "another place in the same file");
+        assert_eq!(replaced.lately_replaced_by(MonotonicNs(49 + REPLACING_NS)), Some(B));
+        assert_eq!(replaced.lately_replaced_by(MonotonicNs(50 + REPLACING_NS)), None);
+        assert!(at(A, 0, 0x2000).lately_replaced_by(MonotonicNs(50)).is_some(), "another place in the same file");
         for (file, file_offset, start) in [(A, 0x1100, 0x2000), (B, 0, 0x6000), (ANONYMOUS, 0, 0x2000)] {
-            assert!(!at(file, file_offset, start).replaces_code(MonotonicNs(50)), "{file:?} {start:#x}");
+            assert_eq!(at(file, file_offset, start).lately_replaced_by(MonotonicNs(50)), None, "{file:?} {start:#x}");
         }
         let mut next = at(B, 0, 0x2000);
         next.exec(MonotonicNs(60));
-        assert!(!next.replaces_code(MonotonicNs(60)));
+        assert_eq!(next.lately_replaced_by(MonotonicNs(60)), None);
     }
 
     #[test]

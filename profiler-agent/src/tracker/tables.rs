@@ -225,7 +225,7 @@ impl Tracker {
             return;
         }
         let (ranges, whole) = self.ranges_of(process);
-        let replaces_code = process.replaces_code(now);
+        let replaces_code = self.replaces_code(process, now);
         let published = self.placement.publish(pid, &ranges, replaces_code);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         let pause_ns = ranges.len() as u64 * QUARANTINE.0 / RANGES_A_SECOND;
@@ -259,12 +259,21 @@ impl Tracker {
         }
     }
 
+    /// Whether a process replaced code of files lately. Code that is made at run time is replaced all the time, and
+    /// has the same rows.
+    fn replaces_code(&self, process: &Process, now: MonotonicNs) -> bool {
+        let is_generated = |file| self.executable(file).is_some_and(|executable| executable.generated);
+        process.lately_replaced_by(now).is_some_and(|file| !is_generated(file))
+    }
+
     /// Has the kernel stop copying the stacks of processes that replace their code no more.
     pub(super) fn end_copies(&mut self, now: MonotonicNs) {
-        for process in self.processes.values_mut().filter(|process| process.has_copies && !process.is_over()) {
-            if !process.replaces_code(now) {
+        let copied = self.processes.values().filter(|process| process.has_copies && !process.is_over());
+        let over = copied.filter(|process| !self.replaces_code(process, now)).map(|process| process.pid);
+        for pid in over.collect::<Vec<_>>() {
+            if let Some(process) = self.processes.get_mut(&pid) {
                 process.dirty = true;
-                self.touched.push(process.pid);
+                self.touched.push(pid);
             }
         }
     }
