@@ -26,7 +26,7 @@ pub(crate) fn rules(file: &impl ReadAt, elf: &Elf, span: &Span) -> Option<Vec<Kn
         return None;
     }
     let starts = Starts { entries: vec![span.start], boundaries: vec![span.start] };
-    let analysis = Analysis::new(&[Region { start: span.start, bytes: &bytes }], &starts);
+    let analysis = Analysis::new(&[Region::new(span.start, &bytes)], &starts);
     let known: Vec<Known> = analysis.known(span.start, span.end()).collect();
     let whole = known.first().is_some_and(|first| first.start == span.start && first.rule == NO_FRAME)
         && known.last().is_some_and(|last| last.end == span.end())

@@ -53,6 +53,6 @@ pub(crate) fn analyze(file: &impl ReadAt, elf: &Elf, plts: &[Plt], spans: &[Span
     if regions.is_empty() {
         return Ok(Analysis::default());
     }
-    let regions: Vec<_> = regions.iter().map(|(start, bytes)| Region { start: *start, bytes }).collect();
+    let regions: Vec<_> = regions.iter().map(|(start, bytes)| Region::new(*start, bytes)).collect();
     Ok(Analysis::new(&regions, &starts::read(file, elf, &regions)))
 }

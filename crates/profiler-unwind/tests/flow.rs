@@ -61,6 +61,23 @@ fn a_call_goes_on_over_the_filling_in_front_of_a_loop() {
     assert_eq!(rules(&file, [0, 16, 23, 28, 32, 37, 47]), [TOP; 7]);
 }
 
+/// Code is looked at in pieces of a MiB; the last functions of V8's have few such returns.
+#[test]
+fn code_behind_code_whose_callees_pop_is_the_same_compilers() {
+    const AT: usize = 3 << 19;
+    // push %rbp; mov %rsp, %rbp; sub $16, %rsp; leave; ret.
+    let code = [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 16, 0xc9, 0xc3];
+    let of = |before: &[u8]| {
+        let mut file = file(&[], &[("f", true, AT as u64)]);
+        file.code = before.iter().copied().cycle().take(1 << 20).collect();
+        file.code.resize(AT, 0xc3);
+        file.code.extend(code);
+        rules(&file, [AT, AT + 4, AT + 8].map(|at| at as u64))
+    };
+    assert_eq!(of(&[0xc2, 8, 0]), [TOP, FRAMED, FRAMED]);
+    assert_eq!(of(&[0xc3]), [TOP, Rule::x86_64(0, 2, 2), Rule::x86_64(0, 2, 4)]);
+}
+
 #[test]
 fn what_ends_in_leave_has_a_frame() {
     // push %rbp; mov %rsp, %rbp; sub $16, %rsp; jmp *%rdx.

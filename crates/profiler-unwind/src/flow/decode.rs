@@ -64,6 +64,14 @@ const NO_INSN: Insn = Insn { at: 0, length: 1, flow: Flow::Stop, flags: 0, targe
 pub(crate) struct Region<'a> {
     pub(crate) start: u64,
     pub(crate) bytes: &'a [u8],
+    /// Callees are known to take their arguments off the stack.
+    pub(crate) callees_pop: bool,
+}
+
+impl<'a> Region<'a> {
+    pub(crate) const fn new(start: u64, bytes: &'a [u8]) -> Self {
+        Self { start, bytes, callees_pop: false }
+    }
 }
 
 /// In [`Code::calls`]: the address of what is called is at that address.
@@ -162,7 +170,8 @@ impl Code {
         }
         code.pointed.sort_unstable();
         code.pointed.dedup();
-        code.callees_pop = popping >= POPPING_RETURNS && popping >= returns / POPPING_PART;
+        let many = popping >= POPPING_RETURNS && popping >= returns / POPPING_PART;
+        code.callees_pop = many || pieces.iter().any(|piece| piece.callees_pop);
         if !code.callees_pop {
             // To who is called it is an argument like any other.
             for effect in code.effects.iter_mut().filter(|effect| matches!(effect.rsp, Rsp::PushAgain(_))) {

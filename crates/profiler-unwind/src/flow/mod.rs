@@ -76,12 +76,14 @@ impl Analysis {
                     pieces.push(region);
                     break;
                 }
-                if pieces.is_empty() {
+                let rest = pieces.is_empty().then(|| {
                     let (piece, rest) = split(region, starts);
                     pieces.push(piece);
-                    region = rest;
-                }
-                analysis.add(&std::mem::take(&mut pieces), starts);
+                    rest
+                });
+                let callees_pop = analysis.add(&std::mem::take(&mut pieces), starts);
+                // The rest was made by the same compiler.
+                region = rest.map_or(region, |rest| Region { callees_pop, ..rest });
             }
         }
         analysis.add(&pieces, starts);
@@ -102,8 +104,9 @@ impl Analysis {
         mark.copied().unwrap_or(0)
     }
 
-    fn add(&mut self, pieces: &[Region<'_>], starts: &Starts) {
-        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return };
+    /// Returns whether callees take their arguments off the stack there.
+    fn add(&mut self, pieces: &[Region<'_>], starts: &Starts) -> bool {
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return false };
         let end = last.start.saturating_add(last.bytes.len() as u64);
         let [entries, boundaries] = [&starts.entries, &starts.boundaries].map(|all| offsets(first.start, end, all));
         let mut code = Code::decode(first.start, pieces, &entries, &boundaries);
@@ -144,6 +147,7 @@ impl Analysis {
             }
             self.mark(first.start + u64::from(insn.at), marks);
         }
+        code.callees_pop
     }
 
     /// Adds an instruction with its rule; filling goes on with what is before it.
@@ -175,7 +179,8 @@ fn split<'a>(region: Region<'a>, starts: &Starts) -> (Region<'a>, Region<'a>) {
     let length = last.and_then(|last| usize::try_from(last.checked_sub(region.start)?).ok());
     let length = length.filter(|length| *length >= PIECE_BYTES / 2).unwrap_or(PIECE_BYTES);
     let (bytes, rest) = region.bytes.split_at(length.min(region.bytes.len()));
-    (Region { bytes, ..region }, Region { start: region.start.saturating_add(bytes.len() as u64), bytes: rest })
+    let start = region.start.saturating_add(bytes.len() as u64);
+    (Region { bytes, ..region }, Region { start, bytes: rest, ..region })
 }
 
 /// From what the CFA counts before an instruction, and how many words. From rbp where rsp is lost, and where what was
