@@ -63,6 +63,11 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs silently; the error quotes what it says.
+pub(crate) fn run_silently(command: &mut Command) -> Result<()> {
+    output(command.stdout(Stdio::piped()).stderr(Stdio::piped())).map(|_said| ())
+}
+
 /// Runs silently and returns stdout; the error quotes the end of stderr.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("starting `{}`", display(command)))?;

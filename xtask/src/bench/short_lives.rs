@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::usage::{Spent, Statistics, Usage};
 use crate::folded;
 use crate::shell::{self, Elevation};
 
@@ -22,8 +23,6 @@ const MOST_COST: f64 = 0.01;
 const MEANT_RATE: u32 = 100;
 /// Programs, symbols and tables are learnt in that time.
 const WARM_UP: Duration = Duration::from_secs(8);
-/// Of the kernel: the time of BPF programs is counted.
-const STATISTICS: &str = "/proc/sys/kernel/bpf_stats_enabled";
 
 /// `cargo xtask bench short-lives`.
 pub(super) fn run(rate: u32, seconds: u64) -> Result<()> {
@@ -31,11 +30,8 @@ pub(super) fn run(rate: u32, seconds: u64) -> Result<()> {
         bail!("run it as root");
     }
     shell::run(&mut shell::cargo(&BUILD))?;
-    let before = fs::read_to_string(STATISTICS).context(STATISTICS)?;
-    fs::write(STATISTICS, "1").context(STATISTICS)?;
-    let result = measure(rate, Duration::from_secs(seconds));
-    fs::write(STATISTICS, before).context(STATISTICS)?;
-    result
+    let _counted = Statistics::enable()?;
+    measure(rate, Duration::from_secs(seconds))
 }
 
 fn measure(rate: u32, time: Duration) -> Result<()> {
@@ -78,45 +74,7 @@ fn beside(profiler: &Child, rate: u32, time: Duration) -> Result<(u32, Cost)> {
         life.wait().context("waiting for a short life")?;
     }
     let (before, first) = first.context("the time was too short")?;
-    Ok((begun - before, Cost::between(&first, &last)))
-}
-
-/// CPU time so far, in nanoseconds.
-struct Usage {
-    at: Instant,
-    /// By process.
-    processes: BTreeMap<u32, u64>,
-    /// By program of the kernel.
-    programs: BTreeMap<u64, u64>,
-}
-
-impl Usage {
-    fn now(profiler: u32) -> Self {
-        let mut processes = BTreeMap::new();
-        for pid in [profiler].into_iter().chain(super::children(profiler)) {
-            processes.insert(pid, threads_ns(pid));
-        }
-        Self { at: Instant::now(), processes, programs: programs_ns(profiler) }
-    }
-}
-
-/// Linux, Documentation/scheduler/sched-stats.rst: time on the CPU in ns comes first.
-fn threads_ns(pid: u32) -> u64 {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let texts = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());
-    texts.filter_map(|text| text.split(' ').next()?.parse::<u64>().ok()).sum()
-}
-
-/// The run time of the BPF programs that a process holds, each once (`bpf_prog_show_fdinfo` in
-/// linux/kernel/bpf/syscall.c).
-fn programs_ns(pid: u32) -> BTreeMap<u64, u64> {
-    let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
-    let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|value| value.trim().parse::<u64>().ok())
-    };
-    texts.filter_map(|text| Some((field(&text, "prog_id")?, field(&text, "run_time_ns")?))).collect()
+    Ok((begun - before, Cost::of(&last.since(&first))))
 }
 
 /// What it cost, as parts of the machine's time.
@@ -126,16 +84,10 @@ struct Cost {
 }
 
 impl Cost {
-    fn between(first: &Usage, last: &Usage) -> Self {
+    fn of(spent: &Spent) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let machine_ns = (last.at - first.at).as_nanos() as f64 * cpus as f64;
-        // A process that is new did all its work in that time; what one did that has gone is not known.
-        let processes = last.processes.iter().map(|(pid, ns)| ns - first.processes.get(pid).unwrap_or(&0).min(ns));
-        let programs = last.programs.iter().map(|(id, ns)| ns - first.programs.get(id).unwrap_or(&0).min(ns));
-        Self {
-            processes: processes.sum::<u64>() as f64 / machine_ns,
-            programs: programs.sum::<u64>() as f64 / machine_ns,
-        }
+        let machine_ns = spent.time.as_nanos() as f64 * cpus as f64;
+        Self { processes: spent.processes_ns as f64 / machine_ns, programs: spent.programs_ns as f64 / machine_ns }
     }
 
     fn print(&self, begun: u32, rate: u32) {

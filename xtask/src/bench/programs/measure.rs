@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::inputs::Inputs;
 use super::load::{Load, Work};
 use super::perf;
-use super::service::Service;
+use crate::bench::inputs::Inputs;
+use crate::bench::service::Service;
 use crate::folded;
 use crate::shell;
 
@@ -56,7 +56,7 @@ pub(super) struct Bench {
 impl Bench {
     /// Records a program by both, one after the other, in runs of the same length.
     pub(super) fn measure(&self, load: &Load) -> Result<Measured> {
-        run(&mut self.inputs.script(load.prepare))?;
+        shell::run_silently(&mut self.inputs.script(load.prepare))?;
         match load.work {
             Work::Again(script) => {
                 let script = format!("while {script}; do :; done >/dev/null 2>&1; exit 1");
@@ -89,7 +89,7 @@ impl Bench {
         let mut record = self.inputs.command(&self.spanflame.to_string_lossy());
         record.args(["record", "-F", RATE_HZ, "-d", &format!("{}s", self.seconds)]);
         record.arg("-o").arg(&output).args(target).args(command);
-        run(&mut record)?;
+        shell::run_silently(&mut record)?;
         let text = fs::read_to_string(&output).with_context(|| format!("reading {}", output.display()))?;
         Ok(count(&text))
     }
@@ -116,11 +116,6 @@ impl Bench {
         }
         counted
     }
-}
-
-/// Runs a command; the error quotes what it says.
-fn run(command: &mut Command) -> Result<()> {
-    shell::output(command.stdout(Stdio::piped()).stderr(Stdio::piped())).map(|_said| ())
 }
 
 /// The complete stacks of folded ones, and where the others are cut.

@@ -3,28 +3,19 @@
 //! one of perf's by its ends (`perf.rs`). What starts again and again was recorded once before, so that the unwind
 //! tables of large files are on disk.
 
-mod inputs;
 mod load;
 mod measure;
 mod perf;
-mod service;
 mod table;
 
-use std::env;
-use std::io::Write as _;
-use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use serde_json::json;
 
+use super::inputs::Inputs;
 use crate::shell::{self, Elevation};
-use inputs::Inputs;
 use load::{LOADS, Load};
 use measure::Bench;
 use table::{Outcome, Row};
-
-const BUILD: [&str; 5] = ["build", "--release", "-p", "profiler-agent", "--bins"];
 
 /// Programs without which nothing is measured.
 const ALWAYS: [&str; 3] = ["perf", "setpriv", "timeout"];
@@ -56,14 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(missing) = ALWAYS.iter().find(|program| !inputs.has(program)) {
         bail!("there is no {missing} here: `cargo xtask setup --for bench` installs it");
     }
-    let spanflame = match env::var_os("SPANFLAME_BIN") {
-        Some(path) => path.into(),
-        None => {
-            shell::run(&mut shell::cargo(&BUILD))?;
-            shell::root().join("target/release/spanflame")
-        }
-    };
-    let bench = Bench { inputs, spanflame, seconds: arguments.seconds };
+    let bench = Bench { inputs, spanflame: super::profiler()?, seconds: arguments.seconds };
     println!("\n{}", table::HEAD);
     let mut rows = Vec::new();
     for load in loads {
@@ -71,7 +55,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         println!("{}", row.markdown());
         rows.push(row);
     }
-    keep(&bench, &rows)?;
+    let found = json!({ "seconds": bench.seconds, "programs": rows.iter().map(Row::json).collect::<Vec<_>>() });
+    super::keep("bench-programs.jsonl", &bench.inputs, &bench.spanflame, found)?;
     table::conclude(&rows)
 }
 
@@ -86,26 +71,4 @@ fn outcome(bench: &Bench, load: &Load) -> Outcome {
         Ok(measured) => Outcome::Measured { measured, exception },
         Err(error) => Outcome::Failed(format!("{error:#}")),
     }
-}
-
-/// Adds a line to `target/bench-programs.jsonl`: what was measured when, where and with what.
-fn keep(bench: &Bench, rows: &[Row]) -> Result<()> {
-    let said = |command: &mut Command| shell::output(command).map(|text| text.trim().to_owned()).unwrap_or_default();
-    let time_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let run = json!({
-        "time_s": time_s,
-        "commit": said(Command::new("git").arg("-C").arg(shell::root()).args(["rev-parse", "HEAD"])),
-        "spanflame": said(Command::new(&bench.spanflame).arg("--version")),
-        "perf": said(bench.inputs.command("perf").arg("--version").stdout(std::process::Stdio::piped())),
-        "kernel": said(Command::new("uname").args(["-r", "-m"])),
-        "cpus": std::thread::available_parallelism().map_or(1, usize::from),
-        "seconds": bench.seconds,
-        "programs": rows.iter().map(Row::json).collect::<Vec<_>>(),
-    });
-    let path = shell::root().join("target/bench-programs.jsonl");
-    let opened = std::fs::OpenOptions::new().create(true).append(true).open(&path);
-    let written = opened.and_then(|mut file| writeln!(file, "{run}"));
-    written.with_context(|| format!("writing {}", path.display()))?;
-    println!("\nkept in {}", path.display());
-    Ok(())
 }

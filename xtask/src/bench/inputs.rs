@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result};
 
 const FILES: &[(&str, &str)] = &[
+    ("busy.c", include_str!("files/busy.c")),
     ("Load.java", include_str!("files/Load.java")),
     ("load.cpp", include_str!("files/load.cpp")),
     ("load.go", include_str!("files/load.go")),
@@ -19,6 +20,8 @@ const FILES: &[(&str, &str)] = &[
     ("load.py", include_str!("files/load.py")),
     ("load.sql", include_str!("files/load.sql")),
     ("nginx.conf", include_str!("files/nginx.conf")),
+    ("server.cpp", include_str!("files/server.cpp")),
+    ("server.rs", include_str!("files/server.rs")),
     ("objects/Makefile", include_str!("files/Makefile")),
 ];
 

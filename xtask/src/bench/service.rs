@@ -35,13 +35,7 @@ impl Service {
 
     /// It, its children, and theirs.
     pub(super) fn family(&self) -> Vec<u32> {
-        let mut family = vec![self.pid()];
-        let mut looked_at = 0;
-        while let Some(&pid) = family.get(looked_at) {
-            family.extend(crate::bench::children(pid));
-            looked_at += 1;
-        }
-        family
+        super::family(self.pid())
     }
 
     /// Waits until a script succeeds.
