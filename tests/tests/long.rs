@@ -25,10 +25,9 @@ const PARTS: u64 = 5;
 
 /// How much the memory of one process may grow in the second half, by what it keeps of what it sees for the first
 /// time: for each of a hundred processes a second some 130 bytes in 150 s, and 6 in an hour. A process that
-/// records also keeps the profile: so much for each sample, since each short process has stacks of its own, and
-/// most are new programs, whose places in the code nobody else has (300 to 400 bytes were measured).
+/// records also keeps the profile: so much for each sample, since each short process has stacks of its own.
 const MOST_BYTES: f64 = 1.0 * MIB;
-const PROFILE_BYTES: f64 = 512.0;
+const PROFILE_BYTES: f64 = 128.0;
 
 /// The length of the recording in seconds: 150, or what `SPANFLAME_LONG_S` says.
 fn length_s() -> u64 {
