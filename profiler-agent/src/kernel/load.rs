@@ -196,7 +196,7 @@ fn settings(options: &LoadOptions) -> Result<Vec<(Setting, u64)>, KernelError> {
         (Setting::TASK_NIVCSW, task("nivcsw")?),
         // Without CONFIG_SMP there is none.
         (Setting::TASK_ON_CPU, task("on_cpu").unwrap_or(0)),
-        (Setting::TASK_FSBASE, fsbase_offset_bytes(&btf)),
+        (Setting::TASK_FSBASE, fsbase_offset_bytes(&btf)?),
         (Setting::TASK_SIGNAL, task("signal")?),
         (Setting::SIGNAL_LIVE, btf.member_offset_bytes("signal_struct", "live")?),
         (Setting::STACK_TO_PT_REGS, STACK_TO_PT_REGS),
@@ -207,10 +207,12 @@ fn settings(options: &LoadOptions) -> Result<Vec<(Setting, u64)>, KernelError> {
     ])
 }
 
-/// Where `task_struct` has the base of fs; 0 where that is not known, or the architecture has none.
-fn fsbase_offset_bytes(btf: &Btf) -> u64 {
-    let offset = |structure, member| btf.member_offset_bytes(structure, member).ok();
-    offset("task_struct", "thread").zip(offset("thread_struct", "fsbase")).map_or(0, |(thread, base)| thread + base)
+/// Where `task_struct` has the base of fs; 0 where the architecture has none.
+fn fsbase_offset_bytes(btf: &Btf) -> Result<u64, KernelError> {
+    if !cfg!(target_arch = "x86_64") {
+        return Ok(0);
+    }
+    Ok(btf.member_offset_bytes("task_struct", "thread")? + btf.member_offset_bytes("thread_struct", "fsbase")?)
 }
 
 fn attach_tracepoints(ebpf: &mut aya::Ebpf, figures: &mut Vec<ProgramFigures>) -> Result<(), KernelError> {
