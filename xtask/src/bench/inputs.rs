@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 const FILES: &[(&str, &str)] = &[
     ("busy.c", include_str!("files/busy.c")),
@@ -82,6 +82,14 @@ impl Inputs {
         let mut command = self.command("sh");
         command.args(["-c", text]);
         command
+    }
+
+    /// An error that names the first of the programs that is not there.
+    pub(super) fn demand<'a>(&self, programs: impl IntoIterator<Item = &'a &'static str>) -> Result<()> {
+        match programs.into_iter().find(|program| !self.has(program)) {
+            Some(missing) => bail!("there is no {missing} here: `cargo xtask setup --for bench` installs it"),
+            None => Ok(()),
+        }
     }
 
     /// Whether a program is there.

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::shell;
+use crate::shell::{self, Elevation};
 use inputs::Inputs;
 
 const BUILD: [&str; 5] = ["build", "--release", "-p", "profiler-agent", "--bins"];
@@ -63,6 +63,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Bench::Record(arguments) => record::run(arguments),
         Bench::Programs(arguments) => programs::run(arguments),
     }
+}
+
+fn demand_root() -> Result<()> {
+    ensure!(shell::elevation("to load programs into the kernel") == Elevation::None, "run it as root");
+    Ok(())
+}
+
+/// Those of `all` whose name holds a part that is asked for; all of them when nothing is.
+fn chosen<'a, T>(all: &'a [T], only: &[String], name: fn(&T) -> &str) -> Result<Vec<&'a T>> {
+    let is_wanted = |item: &&T| only.is_empty() || only.iter().any(|part| name(item).contains(part.as_str()));
+    let chosen: Vec<_> = all.iter().filter(is_wanted).collect();
+    let names = || all.iter().map(name).collect::<Vec<_>>().join(", ");
+    ensure!(!chosen.is_empty(), "nothing has such a name; there are: {}", names());
+    Ok(chosen)
 }
 
 /// The profiler to measure: `SPANFLAME_BIN`, or built now.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::usage::{Spent, Statistics, Usage};
 use crate::folded;
-use crate::shell::{self, Elevation};
+use crate::shell;
 
 const BUILD: [&str; 7] = ["build", "--release", "-p", "profiler-agent", "-p", "xtask", "--bins"];
 
@@ -26,9 +26,7 @@ const WARM_UP: Duration = Duration::from_secs(8);
 
 /// `cargo xtask bench short-lives`.
 pub(super) fn run(rate: u32, seconds: u64) -> Result<()> {
-    if shell::elevation("to load programs into the kernel") != Elevation::None {
-        bail!("run it as root");
-    }
+    super::demand_root()?;
     shell::run(&mut shell::cargo(&BUILD))?;
     let _counted = Statistics::enable()?;
     measure(rate, Duration::from_secs(seconds))

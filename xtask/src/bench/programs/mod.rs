@@ -8,11 +8,10 @@ mod measure;
 mod perf;
 mod table;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::json;
 
 use super::inputs::Inputs;
-use crate::shell::{self, Elevation};
 use load::{LOADS, Load};
 use measure::Bench;
 use table::{Outcome, Row};
@@ -33,20 +32,10 @@ pub(super) struct Arguments {
 
 /// `cargo xtask bench programs`. `SPANFLAME_BIN` names a profiler that is built already.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    if shell::elevation("to load programs into the kernel") != Elevation::None {
-        bail!("run it as root");
-    }
-    let wanted =
-        |load: &&Load| arguments.only.is_empty() || arguments.only.iter().any(|part| load.name.contains(part.as_str()));
-    let loads: Vec<&Load> = LOADS.iter().filter(wanted).collect();
-    if loads.is_empty() {
-        let names: Vec<_> = LOADS.iter().map(|load| load.name).collect();
-        bail!("no program has such a name; there are: {}", names.join(", "));
-    }
+    super::demand_root()?;
+    let loads = super::chosen(LOADS, &arguments.only, |load| load.name)?;
     let inputs = Inputs::new()?;
-    if let Some(missing) = ALWAYS.iter().find(|program| !inputs.has(program)) {
-        bail!("there is no {missing} here: `cargo xtask setup --for bench` installs it");
-    }
+    inputs.demand(&ALWAYS)?;
     let bench = Bench { inputs, spanflame: super::profiler()?, seconds: arguments.seconds };
     println!("\n{}", table::HEAD);
     let mut rows = Vec::new();

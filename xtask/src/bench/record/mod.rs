@@ -12,13 +12,13 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use super::inputs::Inputs;
 use super::service::Service;
 use super::usage::Statistics;
-use crate::shell::{self, Elevation};
+use crate::shell;
 use load::{LOADS, Load};
 use table::Row;
 use tool::TOOLS;
@@ -53,21 +53,10 @@ struct Bench {
 
 /// `cargo xtask bench record`. `SPANFLAME_BIN` names a profiler that is built already.
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    if shell::elevation("to load programs into the kernel") != Elevation::None {
-        bail!("run it as root");
-    }
-    let wanted =
-        |load: &&Load| arguments.only.is_empty() || arguments.only.iter().any(|part| load.name.contains(part.as_str()));
-    let loads: Vec<&Load> = LOADS.iter().filter(wanted).collect();
-    if loads.is_empty() {
-        let names: Vec<_> = LOADS.iter().map(|load| load.name).collect();
-        bail!("no load has such a name; there are: {}", names.join(", "));
-    }
+    super::demand_root()?;
+    let loads = super::chosen(LOADS, &arguments.only, |load| load.name)?;
     let inputs = Inputs::new()?;
-    let mut needs = ALWAYS.iter().chain(loads.iter().flat_map(|load| load.needs));
-    if let Some(missing) = needs.find(|program| !inputs.has(program)) {
-        bail!("there is no {missing} here: `cargo xtask setup --for bench` installs it");
-    }
+    inputs.demand(ALWAYS.iter().chain(loads.iter().flat_map(|load| load.needs)))?;
     let bench = Bench { inputs, spanflame: super::profiler()?, seconds: arguments.seconds };
     install_inferno()?;
     let _counted = Statistics::enable()?;
