@@ -30,6 +30,15 @@ struct Place {
     owner: Option<(Pid, MonotonicNs)>,
 }
 
+/// What makes files the same program: copies of it are one for the profile, or each new copy would bring all its
+/// mappings and locations anew. Only of files with a build id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Program {
+    path: StringId,
+    build_id: StringId,
+    size_bytes: Option<u64>,
+}
+
 /// A mapping as the profile has it. Processes have the same file at different addresses; the profile shows
 /// all of them as in the first one, so that what is the same code is the same location.
 #[derive(Clone, Copy)]
@@ -37,12 +46,16 @@ struct Shown {
     mapping: MappingId,
     /// Of the first process.
     bias: Bias,
+    /// The file that stands for the mapping's.
+    file: FileKey,
 }
 
 /// The profile in the making, and which of its locations still need symbols.
 pub(crate) struct Aggregator {
     pub(crate) profile: Profile,
     sources: SourceMap,
+    /// The first file of each program, which stands for all.
+    programs: HashMap<Program, FileKey>,
     mappings: HashMap<Place, Shown>,
     kernel_mapping: MappingId,
     known: HashSet<LocationId>,
@@ -89,6 +102,7 @@ impl Aggregator {
         Self {
             profile,
             sources,
+            programs: HashMap::new(),
             mappings: HashMap::new(),
             kernel_mapping,
             known: HashSet::new(),
@@ -182,15 +196,16 @@ impl Aggregator {
                 // What the address means is not known in time: it stays without a name.
                 self.known.remove(&location);
             } else {
-                let file = executable.and_then(|executable| executable.file.as_ref());
-                self.want((code.file, file), svma, location);
+                let file = executable.and_then(|executable| executable.file.as_ref()).map(|file| (code.file, file));
+                self.want(shown.file, file, svma, location);
             }
         }
         location
     }
 
-    fn want(&mut self, (key, file): (FileKey, Option<&Arc<OwnedFd>>), address: Svma, location: LocationId) {
-        let locations = self.locations.entry((key, address)).or_default();
+    /// Copies the symbols of `address` in what `first` stands for to a location, or has `file` asked for them.
+    fn want(&mut self, first: FileKey, file: Option<(FileKey, &Arc<OwnedFd>)>, address: Svma, location: LocationId) {
+        let locations = self.locations.entry((first, address)).or_default();
         if let Some(symbolized) = locations.first().and_then(|first| self.profile.lines(*first)) {
             let (lines, start) = (symbolized.to_vec(), self.profile.function_start(locations[0]));
             self.profile.set_lines(location, lines);
@@ -198,7 +213,7 @@ impl Aggregator {
                 self.profile.set_function_start(location, start);
             }
         } else if let (true, Some(file)) = (locations.is_empty(), file) {
-            self.wanted.add(key, file, address);
+            self.wanted.add(first, file, address);
         }
         locations.push(location);
     }
@@ -208,7 +223,8 @@ impl Aggregator {
         let executable = tracker.executable(file);
         // Generated code is no file: it is where it is in memory.
         let bias = if owner.is_some() { Bias(0) } else { bias_of(code, executable) };
-        let place = Place { file, start: start.in_file(bias), end: end.in_file(bias), file_offset, owner };
+        let first = self.first_of_program(file, executable);
+        let place = Place { file: first, start: start.in_file(bias), end: end.in_file(bias), file_offset, owner };
         if let Some(known) = self.mappings.get(&place) {
             return *known;
         }
@@ -226,11 +242,32 @@ impl Aggregator {
         if self.profile.main_mapping().is_none() && !path.contains(".so") && !path.starts_with('[') {
             self.profile.set_main_mapping(mapping);
         }
-        let shown = Shown { mapping, bias };
+        let shown = Shown { mapping, bias, file: first };
         if !executable.is_none_or(Executable::is_unread) {
             self.mappings.insert(place, shown);
         }
         shown
+    }
+
+    fn first_of_program(&mut self, file: FileKey, executable: Option<&Executable>) -> FileKey {
+        let is_program = |executable: &&Executable| !executable.build_id.is_empty() && !executable.is_unread();
+        let Some(executable) = executable.filter(is_program) else { return file };
+        if let Some(first) = executable.first_of_program.get() {
+            return first;
+        }
+        let program = Program {
+            path: self.profile.string(&executable.path),
+            build_id: self.profile.string(&executable.build_id),
+            size_bytes: executable.size_bytes(),
+        };
+        let first = *self.programs.entry(program).or_insert(file);
+        executable.first_of_program.set(Some(first));
+        first
+    }
+
+    /// A file that can't be asked stands for no other any more.
+    pub(crate) fn stands_alone(&mut self, file: FileKey) {
+        self.programs.retain(|_program, first| *first != file);
     }
 
     /// A function of which nothing but the name is known.

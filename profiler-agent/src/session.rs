@@ -330,9 +330,10 @@ impl Session {
             Reply::Symbols { key, result, lacking } => {
                 let result = self.tracker.unless_rewritten(key, result);
                 let executable = self.tracker.executable(key);
+                let first = self.aggregator.wanted.first(key);
                 if let Some(debuginfod) = &mut self.debuginfod {
                     match &result {
-                        Ok(_) => debuginfod.lacks(key, executable, lacking),
+                        Ok(_) => debuginfod.lacks(first, executable, lacking),
                         // What was known before stays.
                         Err(why) if debuginfod.is_second(key) => {
                             return debuginfod.failed(key, &why.to_string(), &mut self.counts);

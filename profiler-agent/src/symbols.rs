@@ -30,6 +30,8 @@ pub(crate) struct Wanted {
 }
 
 struct WantedOfFile {
+    /// The file that stands for all copies of this one.
+    first: FileKey,
     /// Kept open: whoever maps it may have ended when it is asked for.
     file: Arc<OwnedFd>,
     addresses: Vec<Svma>,
@@ -37,12 +39,12 @@ struct WantedOfFile {
 }
 
 impl Wanted {
-    /// Adds an address, which was not added before.
-    pub(crate) fn add(&mut self, key: FileKey, file: &Arc<OwnedFd>, address: Svma) {
+    /// Adds an address, which was not added before, of a file for which `first` stands.
+    pub(crate) fn add(&mut self, first: FileKey, (key, file): (FileKey, &Arc<OwnedFd>), address: Svma) {
         if self.given_up.contains(&key) {
             return;
         }
-        let new = || WantedOfFile { file: Arc::clone(file), addresses: Vec::new(), in_flight: false };
+        let new = || WantedOfFile { first, file: Arc::clone(file), addresses: Vec::new(), in_flight: false };
         let wanted = self.files.entry(key).or_insert_with(new);
         if wanted.addresses.is_empty() && !wanted.in_flight {
             self.ready.push_back(key);
@@ -57,6 +59,11 @@ impl Wanted {
         let rest = wanted.addresses.split_off(wanted.addresses.len().min(MAX_ADDRESSES));
         wanted.in_flight = true;
         Some((key, Arc::clone(&wanted.file), std::mem::replace(&mut wanted.addresses, rest)))
+    }
+
+    /// The file that stands for one which has a request.
+    pub(crate) fn first(&self, key: FileKey) -> FileKey {
+        self.files.get(&key).map_or(key, |wanted| wanted.first)
     }
 
     /// The worker failed over this file.
@@ -95,16 +102,18 @@ pub(crate) fn answered(
     (key, path): (FileKey, &str),
     result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,
 ) {
+    let first = aggregator.wanted.first(key);
     aggregator.wanted.answered(key);
     match result {
         Ok(symbolized) => {
             for (address, frames) in symbolized {
-                aggregator.symbolized(key, address, &frames);
+                aggregator.symbolized(first, address, &frames);
             }
         }
         // Memory that a just-in-time compiler maps from a file of its own.
         Err(FileError::NotElf) => {}
         Err(reason) => {
+            aggregator.stands_alone(first);
             if matches!(reason, FileError::Worker(_)) {
                 aggregator.wanted.give_up(key);
             }
@@ -145,14 +154,14 @@ mod tests {
         let mut wanted = Wanted::default();
         let next = |wanted: &mut Wanted| wanted.next().map(|(key, _file, addresses)| (key, addresses.len()));
         for address in 0..MAX_ADDRESSES as u64 + 2 {
-            wanted.add(big, &file, Svma(address));
+            wanted.add(big, (big, &file), Svma(address));
         }
-        wanted.add(small, &file, Svma(0));
+        wanted.add(small, (small, &file), Svma(0));
         assert_eq!(next(&mut wanted), Some((big, MAX_ADDRESSES)));
-        wanted.add(big, &file, Svma(1 << 20));
+        wanted.add(big, (big, &file), Svma(1 << 20));
         assert_eq!(next(&mut wanted), Some((small, 1)));
         assert_eq!(next(&mut wanted), None, "both are in flight");
-        wanted.add(small, &file, Svma(1));
+        wanted.add(small, (small, &file), Svma(1));
         wanted.answered(small);
         wanted.answered(big);
         assert_eq!(next(&mut wanted), Some((small, 1)));
@@ -160,12 +169,12 @@ mod tests {
         wanted.answered(big);
         wanted.answered(small);
         assert_eq!(next(&mut wanted), None);
-        wanted.add(big, &file, Svma(5));
+        wanted.add(big, (big, &file), Svma(5));
         assert_eq!(next(&mut wanted), Some((big, 1)));
-        wanted.add(big, &file, Svma(6));
+        wanted.add(big, (big, &file), Svma(6));
         wanted.answered(big);
         wanted.give_up(big);
-        wanted.add(big, &file, Svma(7));
+        wanted.add(big, (big, &file), Svma(7));
         assert_eq!(next(&mut wanted), None, "the worker failed over it");
         assert_eq!(Arc::strong_count(&file), 1, "no file is kept open for nothing");
     }

@@ -149,6 +149,25 @@ fn programs_that_run_once() {
     }
 }
 
+/// Each life is that of a new copy, at another address: the profile has them all as one program.
+#[test]
+fn copies_of_one_program() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [brief, copy] = [lab.workload("brief"), folder.path().join("brief")].map(|path| path.display().to_string());
+    let script = format!("for life in $(seq 100); do cp {brief} {copy}; {copy} 20; rm {copy}; done; :");
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    let share = check_own_stacks(&profile, "brief");
+    assert!(share.part() >= 0.95, "{share:?} {:?}", profile.quality);
+    let pprof = &profile.pprof.0;
+    let text = |index: i64| pprof.string_table[usize::try_from(index).unwrap()].as_str();
+    // A copy that could not be read in time has no build id.
+    let read =
+        pprof.mapping.iter().filter(|mapping| text(mapping.filename) == copy && !text(mapping.build_id).is_empty());
+    let read: Vec<_> = read.collect();
+    assert!(matches!(read[..], [_one]), "{read:x?}");
+}
+
 /// Both programs are written into the same file in turn, each when the one before has ended. What can't be read any more
 /// is cut.
 #[test]

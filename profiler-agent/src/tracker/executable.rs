@@ -79,6 +79,8 @@ pub(crate) struct Executable {
     pub(crate) row_count: u64,
     /// The time of the last sample with a frame in it, or that waited for its table.
     pub(crate) last_used: Cell<MonotonicNs>,
+    /// The file that stands for all with the same program, once the aggregator knows.
+    pub(crate) first_of_program: Cell<Option<FileKey>>,
     /// Since when no process has it mapped.
     pub(crate) idle_since: Option<MonotonicNs>,
     pub(super) identity: Option<Identity>,
@@ -117,6 +119,11 @@ impl Executable {
     /// Where it is, to look for what belongs to it; nowhere when that is not known.
     pub(crate) fn place(&self) -> Place {
         self.place.clone().unwrap_or_default()
+    }
+
+    /// How large the file was when it was opened.
+    pub(crate) fn size_bytes(&self) -> Option<u64> {
+        self.identity.map(|identity| identity.size_bytes)
     }
 
     /// Whether the open file was `at` that time what it was when it was opened.
