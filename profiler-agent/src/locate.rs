@@ -140,7 +140,7 @@ fn located(
     cut_where_its_row_does_not_hold(&frames, &mut user_frames, &mut stop, (tracker, header.pid));
     drop_what_is_no_code(&mut user_frames, &mut stop);
     if let Some(process) = process {
-        cut_where_no_frame_pointer_is_kept(&mut user_frames, &mut stop, (tracker, process), header.time);
+        cut_where_no_frame_pointer_is_kept(&frames, &mut user_frames, &mut stop, (tracker, process, header.time));
     }
     if process.is_some_and(|process| in_exec(header, process, &user_frames)) {
         user_frames.clear();
@@ -228,22 +228,23 @@ fn cut_where_its_row_does_not_hold(
 
 /// From generated code that keeps no frame pointer, the frame pointer leads to a caller further up.
 fn cut_where_no_frame_pointer_is_kept(
-    frames: &mut Vec<LocatedFrame>,
+    frames: &[u64],
+    located: &mut Vec<LocatedFrame>,
     stop: &mut StopReason,
-    (tracker, process): (&Tracker, &TrackedProcess),
-    time: MonotonicNs,
+    (tracker, process, time): (&Tracker, &TrackedProcess, MonotonicNs),
 ) {
-    let is_lost = |(depth, frame): (usize, &LocatedFrame)| {
-        let goes_on = match frames.get(depth + 1) {
+    let is_lost = |(depth, (raw, frame)): (usize, (&u64, &LocatedFrame))| {
+        let goes_on = match located.get(depth + 1) {
             Some(next) => next.found_by.frame_pointer(),
             None => *stop == StopReason::Complete,
         };
         let code = frame.code.filter(|_| goes_on)?;
         let generated = tracker.executable(code.file)?.is_unwound_by_frame_pointer(code.file);
-        (generated && !process.keeps_frame_pointers(&code, frame.address, time)).then_some(depth)
+        let at = VirtualAddress(raw & FRAME_ADDRESS);
+        (generated && !process.keeps_frame_pointers(&code, at, time)).then_some(depth)
     };
-    if let Some(last) = frames.iter().enumerate().find_map(is_lost) {
-        frames.truncate(last + 1);
+    if let Some(last) = frames.iter().zip(located.iter()).enumerate().find_map(is_lost) {
+        located.truncate(last + 1);
         *stop = StopReason::NoFramePointer;
     }
 }

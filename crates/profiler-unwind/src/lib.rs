@@ -50,6 +50,7 @@ pub const ROW_BUILDER: u64 = match u64::from_str_radix(env!("ROW_BUILDER"), 10) 
 pub use describe::{Coverage, sections};
 pub use elf::{MAX_SEGMENTS, Sections};
 pub use error::{BuildError, ReadError};
+pub use flow::leaves_by_frame_pointer;
 pub use functions::function_starts;
 pub use go::{GoFunction, go_functions};
 pub use profiler_common::step::*;

@@ -1,7 +1,7 @@
 //! Whether code that was generated at run time keeps frame pointers: only then does one lead to its caller.
-//! V8, HotSpot, .NET and CPython's trampolines set them up; PCRE2, LuaJIT and PostgreSQL's LLVM use the
-//! register for something else, which often is the frame pointer of a function far up the stack: its callers
-//! would stand where the callers in between belong.
+//! V8, HotSpot, .NET and CPython's trampolines set them up, or, as V8's baseline compiler, leave frames by them;
+//! PCRE2, LuaJIT and PostgreSQL's LLVM use the register for something else, which often is the frame pointer of a
+//! function far up the stack: its callers would stand where the callers in between belong.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -20,6 +20,9 @@ const NEAR_BYTES: u64 = 32 << 10;
 /// written yet. In as long a time a process is looked at a few times only.
 const PAUSE_NS: u64 = 100_000_000;
 const MOST_LOOKS: u32 = 16;
+/// Bytes that are read where generated code jumps out of that; V8's builtin that leaves a frame has 83.
+#[cfg(target_arch = "x86_64")]
+const ELSEWHERE_BYTES: usize = 256;
 /// Mappings of one process that are remembered, at most.
 const MOST: usize = 4096;
 
@@ -46,10 +49,11 @@ enum Seen {
 }
 
 impl FrameSetups {
-    /// Whether the generated code of `mapping` keeps frame pointers near `address`, as far as can be told at `now`.
+    /// Whether the generated code of `mapping` keeps frame pointers near `at`, where it goes on, as far as can be told at
+    /// `now`.
     /// Where a process has too many mappings to look at each, what was found last holds. It is believed of one that
     /// ended before it was looked at, or may not be read.
-    pub(super) fn has(&self, pid: Pid, mapping: &CodeMapping, address: VirtualAddress, now: MonotonicNs) -> bool {
+    pub(super) fn has(&self, pid: Pid, mapping: &CodeMapping, at: VirtualAddress, now: MonotonicNs) -> bool {
         let looks = &mut *self.0.borrow_mut();
         let key = (mapping.start, mapping.since);
         match looks.seen.get(&key) {
@@ -60,7 +64,7 @@ impl FrameSetups {
         if !looks.may_look(now) {
             return looks.last.unwrap_or(true);
         }
-        let found = read_near(pid, mapping, address).map_or(looks.last, |code| Some(sets_up_a_frame(&code)));
+        let found = Nearby::read(pid, mapping, at).map_or(looks.last, |nearby| Some(nearby.keeps_frame_pointers(at)));
         looks.last = found;
         if let Some(found) = found.filter(|_| looks.seen.len() < MOST || looks.seen.contains_key(&key)) {
             looks.seen.insert(key, if found { Seen::Setup } else { Seen::Nothing(now) });
@@ -84,16 +88,42 @@ impl Looks {
     }
 }
 
-fn read_near(pid: Pid, mapping: &CodeMapping, address: VirtualAddress) -> io::Result<Vec<u8>> {
-    let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let from = mapping.start.0.max(address.0.saturating_sub(NEAR_BYTES)) & !3;
-    let until = mapping.end.0.min(address.0.saturating_add(NEAR_BYTES));
-    let mut code = vec![0; usize::try_from(until.saturating_sub(from)).unwrap_or(0)];
-    // Reads what is there up to the first page that is not.
+/// The code around an address.
+struct Nearby {
+    memory: File,
+    from: u64,
+    code: Vec<u8>,
+}
+
+impl Nearby {
+    fn read(pid: Pid, mapping: &CodeMapping, at: VirtualAddress) -> io::Result<Self> {
+        let memory = File::open(format!("/proc/{pid}/mem"))?;
+        let from = mapping.start.0.max(at.0.saturating_sub(NEAR_BYTES)) & !3;
+        let until = mapping.end.0.min(at.0.saturating_add(NEAR_BYTES));
+        let code = read(&memory, from, usize::try_from(until.saturating_sub(from)).unwrap_or(0))?;
+        // The memory of a process that has ended has no bytes (`mem_rw` in linux/fs/proc/base.c).
+        if code.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Self { memory, from, code }) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn keeps_frame_pointers(&self, at: VirtualAddress) -> bool {
+        let elsewhere = |target| read(&self.memory, target, ELSEWHERE_BYTES).ok();
+        sets_up_a_frame(&self.code)
+            || profiler_unwind::leaves_by_frame_pointer((self.from, &self.code), at.0, elsewhere)
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn keeps_frame_pointers(&self, _at: VirtualAddress) -> bool {
+        sets_up_a_frame(&self.code)
+    }
+}
+
+/// What is there of so many bytes, up to the first page that is not.
+fn read(memory: &File, from: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut code = vec![0; bytes];
     let length = memory.read_at(&mut code, from)?;
     code.truncate(length);
-    // The memory of a process that has ended has no bytes (`mem_rw` in linux/fs/proc/base.c).
-    if length == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(code) }
+    Ok(code)
 }
 
 /// `push %rbp` and, as the next instruction, `mov %rsp, %rbp` in either encoding; or, behind what else is saved,

@@ -345,9 +345,10 @@ impl Process {
             .or_else(|| self.past.iter().rev().find(|mapping| mapping.holds(address, time)))
     }
 
-    /// Whether a frame pointer leads from `address` in generated code to its caller; `time` is a sample's.
-    pub(crate) fn keeps_frame_pointers(&self, code: &CodeMapping, address: VirtualAddress, time: MonotonicNs) -> bool {
-        self.frame_setups.has(self.pid, code, address, time)
+    /// Whether a frame pointer leads from generated code that goes on `at` an address to its caller; `time` is a
+    /// sample's.
+    pub(crate) fn keeps_frame_pointers(&self, code: &CodeMapping, at: VirtualAddress, time: MonotonicNs) -> bool {
+        self.frame_setups.has(self.pid, code, at, time)
     }
 
     /// The kernel uses the state `number` from `now` on.

@@ -350,7 +350,7 @@ fn pops(bytes: &[u8], at: usize) -> bool {
     matches!(bytes.get(at..).unwrap_or_default(), [0x58..=0x5f, ..] | [0x41, 0x58..=0x5f, ..])
 }
 
-fn flow(instruction: &Instruction) -> Flow {
+pub(super) fn flow(instruction: &Instruction) -> Flow {
     match (instruction.flow_control(), instruction.mnemonic()) {
         (_, Mnemonic::Syscall) => Flow::Next,
         (_, Mnemonic::Hlt) => Flow::Stop,
