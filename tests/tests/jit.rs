@@ -214,6 +214,19 @@ fn node() {
     check_fib(&profile, |frame| frame.contains(":*fib ") && frame.contains("fib.js"));
 }
 
+/// V8's baseline compiler makes code that calls a builtin to set up a frame and jumps to one to leave it.
+#[test]
+fn node_baseline() {
+    let Some(lab) = lab() else { return };
+    let Some(node) = found("node") else { return };
+    let options = ["--always-sparkplug", "--no-opt", "--perf-basic-prof", &source("fib.js"), MS];
+    let profile = apart(&lab, &node, &options).profile();
+    check_fib(&profile, |frame| frame.contains(":^fib ") && frame.contains("fib.js"));
+    // fib(27) calls fib(26), and so on to fib(1).
+    let depth = |stack: &Stack| stack.user.iter().filter(|frame| frame.contains(":^fib ")).count();
+    assert!(profile.stacks.iter().all(|stack| depth(stack) <= 27));
+}
+
 /// The JVM writes its map when it ends.
 #[test]
 fn java() {

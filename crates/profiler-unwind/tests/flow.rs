@@ -6,7 +6,7 @@
 mod synthetic_elf;
 
 use profiler_common::address::Svma;
-use profiler_common::row::{BASE_FP, DEREF, FP_AT_FP, Rule, SLOT_UNKNOWN};
+use profiler_common::row::{BASE_FP, BY_FRAME_POINTER, DEREF, FP_AT_FP, Rule, SLOT_UNKNOWN};
 use profiler_unwind::{build, lookup};
 use synthetic_elf::{CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
@@ -303,4 +303,90 @@ fn local_functions_begin_where_no_part_of_another_one_does() {
         [(0, &[0x48, 0x83, 0xec, 8, 0xe9, 23, 0, 0, 0]), (32, &[0x48, 0x83, 0xc4, 8, 0xc3])];
     let file = file(&code, &[("f", true, 0), ("f.cold", false, 32)]);
     assert_eq!(rules(&file, [0, 4, 32, 36]), [TOP, Rule::x86_64(0, 0, 2), Rule::x86_64(0, 0, 2), TOP]);
+}
+
+/// What V8's builtins do to put arguments on the stack below those that are there.
+#[test]
+fn a_return_address_that_is_popped_is_in_its_register_until_it_is_pushed() {
+    // pop %rax; push %rbx; mov %rsp, %rbx; push %rax; push %rbp; mov %rsp, %rbp; leave; ret.
+    let mut code = [0x58, 0x53, 0x48, 0x89, 0xe3, 0x50, 0x55, 0x48, 0x89, 0xe5, 0xc9, 0xc3];
+    let of = |code: &[u8]| file(&[(0, code)], &[("f", true, 0)]);
+    let kept = |other| Rule::x86_64_ra_in_other(other, false, 0).with_rbx(SLOT_UNKNOWN);
+    let at = [0, 1, 2, 5, 6, 7, 10, 11];
+    let pushed = Rule::x86_64(0, 2, 2);
+    let rax = kept(4);
+    assert_eq!(rules(&popping(of(&code)), at), [TOP, rax, rax, rax, TOP, pushed, FRAMED, TOP]);
+    // Where callees pop nothing.
+    assert_eq!(rules(&of(&code), [1, 2, 5]), [CUT; 3]);
+    // mov %rcx, %rax in between: something else is pushed.
+    code[2..5].copy_from_slice(&[0x48, 0x89, 0xc8]);
+    assert_eq!(rules(&popping(of(&code)), [1, 2, 5]), [CUT; 3]);
+    // A loop in between: pop %rax; dec %rcx; jl over the push (%rdx) and the jump back; push %rax; jmp *%rdx.
+    let around = [0x58, 0x48, 0xff, 0xc9, 0x7c, 4, 0xff, 0x32, 0xeb, 0xf7, 0x50, 0xff, 0xe2];
+    assert_eq!(rules(&popping(of(&around)), [0, 1, 4, 6, 8, 10, 11]), [TOP, rax, rax, rax, rax, rax, TOP]);
+    // The same to rbx.
+    let by_rbx = [0x5b, 0x41, 0x5a, 0x53, 0xc3];
+    assert_eq!(rules(&popping(of(&by_rbx)), [0, 1, 3, 4]), [TOP, kept(9), kept(9), TOP]);
+    // Where something is on the stack that is no return address it is a pop like any other.
+    let deeper = [0x50, 0x58, 0x50, 0x58, 0xc3];
+    let one = Rule::x86_64(0, 0, 2);
+    assert_eq!(rules(&popping(of(&deeper)), [0, 1, 2, 3, 4]), [TOP, one, TOP, one, TOP]);
+}
+
+#[test]
+fn a_return_address_that_is_copied_down_is_on_top_behind_the_loop() {
+    // mov %rsp, %r8; lea (, %rcx, 8), %r10; sub %r10, %rsp; xor %r12d, %r12d; jmp to the cmp; mov (%r8, %r12, 8), %r10;
+    // mov %r10, (%rsp, %r12, 8); inc %r12; cmp %rax, %r12; jle to the first mov; add %ecx, %eax; jmp to the other one.
+    let mut code = vec![0x4c, 0x8b, 0xc4, 0x4c, 0x8d, 0x14, 0xcd, 0, 0, 0, 0, 0x49, 0x2b, 0xe2, 0x45, 0x33, 0xe4];
+    code.extend([0xe9, 11, 0, 0, 0, 0x4f, 0x8b, 0x14, 0xe0, 0x4e, 0x89, 0x14, 0xe4, 0x49, 0xff, 0xc4]);
+    code.extend([0x4c, 0x3b, 0xe0, 0x7e, 0xf0, 0x03, 0xc1, 0xe9, 19, 0, 0, 0]);
+    let of = |code: &[u8]| popping(file(&[(0, code), (64, &[0xc3])], &[("f", true, 0), ("g", true, 64)]));
+    assert_eq!(rules(&of(&code), [0, 3, 11, 38, 40]), [TOP; 5]);
+    assert_eq!(rules(&of(&code), [14, 17, 22, 26, 30, 33, 36]), [CUT; 7]);
+    // From rdx, which is something else; to another place; from the second word on.
+    for (at, bytes) in [(24, &[0x14, 0xe2][..]), (29, &[0xe0]), (14, &[0x45, 0x31, 0xed])] {
+        let mut other = code.clone();
+        other[at..at + bytes.len()].copy_from_slice(bytes);
+        assert_eq!(rules(&of(&other), [22, 36, 38, 40]), [CUT; 4], "{bytes:x?}");
+    }
+    // lea 1(%rax), %r9 behind the sub; no jump, and jl for a cmp with r9.
+    let mut code = [&code[..14], &[0x4c, 0x8d, 0x48, 1], &code[14..17], &code[22..]].concat();
+    code[32..36].copy_from_slice(&[0x4d, 0x39, 0xcc, 0x7c]);
+    code[40] = 23;
+    assert_eq!(rules(&of(&code), [0, 11, 18, 21, 25, 29, 34, 37, 39]), [TOP, TOP, CUT, CUT, CUT, CUT, CUT, TOP, TOP]);
+}
+
+/// V8's `BaselineLeaveFrame`: its baseline code jumps to it.
+#[test]
+fn what_leaves_a_frame_that_it_has_not_made_is_in_that() {
+    // mov -8(%rbp), %rax; mov %rbp, %rsp; pop %rbp; pop %r8; lea (%rsp, %rbx, 8), %rsp; push %r8; ret.
+    let code = [0x48, 0x8b, 0x45, 0xf8, 0x48, 0x89, 0xec, 0x5d, 0x41, 0x58, 0x48, 0x8d, 0x24, 0xdc, 0x41, 0x50, 0xc3];
+    let file = file(&[(0, &code)], &[("f", true, 0)]);
+    let r8 = Rule::x86_64_ra_in_other(3, false, 0).with_rbx(SLOT_UNKNOWN);
+    let all = [FRAMED, FRAMED, FRAMED, TOP, r8, r8, TOP];
+    assert_eq!(rules(&popping(file.clone()), [0, 4, 7, 8, 10, 14, 16]), all);
+    assert!(rules(&file, [0, 4]).iter().all(|rule| *rule == CUT || rule.by_frame_pointer()));
+}
+
+/// V8's `BaselineOutOfLinePrologue`: it is called by who has no frame yet, so that one is left out, and that is marked.
+#[test]
+fn what_makes_a_frame_for_its_caller_leads_to_the_caller_of_that() {
+    // mov 8(%rdi), %rcx; pop %r15; push %rbp; mov %rsp, %rbp; push %rdi; push %r15; ret.
+    let code = [0x48, 0x8b, 0x4f, 8, 0x41, 0x5f, 0x55, 0x48, 0x89, 0xe5, 0x57, 0x41, 0x57, 0xc3];
+    let file = file(&[(0, &code)], &[("f", true, 0)]);
+    let over = Rule::x86_64(BY_FRAME_POINTER, 0, 2).with_rbx(SLOT_UNKNOWN);
+    let by_rbp = Rule::X86_64_FRAME_POINTER;
+    assert_eq!(rules(&popping(file), [0, 4, 6, 7, 10, 11, 13]), [over, over, CUT, CUT, by_rbp, by_rbp, TOP]);
+}
+
+/// V8's deoptimizer lets functions return to the beginning of `InterpreterEnterAtBytecode`.
+#[test]
+fn a_return_to_where_something_goes_on_in_a_frame_is_in_that_frame() {
+    // ret; int3, ...; mov -16(%rbp), %rbx; jmp *%rbx.
+    let goes_on = [0x48, 0x8b, 0x5d, 0xf0, 0xff, 0xe3];
+    let of = |code: &[u8]| file(&[(0, &[0xc3]), (1, &[0xcc; 31]), (32, code)], &[("f", true, 0), ("g", true, 32)]);
+    assert_eq!(rules(&popping(of(&goes_on)), [30, 31]), [TOP, Rule::X86_64_FRAME_POINTER]);
+    assert_eq!(rules(&of(&goes_on), [30, 31]), [TOP; 2]);
+    // mov 16(%rbx), %rbx: a function like any other.
+    assert_eq!(rules(&popping(of(&[0x48, 0x8b, 0x5b, 0x10, 0xff, 0xe3])), [30, 31]), [TOP; 2]);
 }

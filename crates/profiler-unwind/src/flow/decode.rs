@@ -1,7 +1,7 @@
 //! Machine code as far as it moves the stack pointer, or saves and changes rbp and rbx: its instructions, and the
 //! ways from one to another.
 
-use super::effect::{Effect, NOTHING, Rsp, effect};
+use super::effect::{Effect, NOTHING, Rsp, Use, effect};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind};
 
 /// No instruction.
@@ -42,6 +42,11 @@ pub(super) const RETURNS: u8 = 1 << 4;
 
 /// It belongs to a function with an aligned frame that is known as a whole.
 pub(super) const REALIGNED: u8 = 1 << 5;
+
+/// It may push a return address that was popped before ([`super::moved`]).
+pub(super) const PUSHED_BACK: u8 = 1 << 6;
+/// A frame was left: the return address is on top of the stack.
+pub(super) const FRAME_LEFT: u8 = 1 << 7;
 
 /// One instruction.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +177,11 @@ impl Code {
         code.pointed.dedup();
         let many = popping >= POPPING_RETURNS && popping >= returns / POPPING_PART;
         code.callees_pop = many || pieces.iter().any(|piece| piece.callees_pop);
-        if !code.callees_pop {
+        if code.callees_pop {
+            // Taking a word off the stack is a pop, too, and one to rbx may be of the return address.
+            let popping = |effect: &&mut Effect| effect.rsp == Rsp::Deeper(-8) && effect.uses[0] == Use::Nothing;
+            code.effects.iter_mut().filter(popping).for_each(|effect| effect.rsp = Rsp::PopAway);
+        } else {
             // To who is called it is an argument like any other.
             for effect in code.effects.iter_mut().filter(|effect| matches!(effect.rsp, Rsp::PushAgain(_))) {
                 effect.rsp = Rsp::Deeper(8);

@@ -4,9 +4,10 @@
 //! there it follows along all ways through the code in both directions, but not through changes of rsp that
 //! are not known. What contradicts itself is not known.
 
-use super::decode::{BOUNDARY, Code, ENTRY, FILLER, Flow, NEVER, NONE, REALIGNED, RETURNS};
+use super::decode::{BOUNDARY, Code, ENTRY, FILLER, FRAME_LEFT, Flow, NEVER, NONE, PUSHED_BACK, REALIGNED, RETURNS};
 use super::effect::{MOST_BYTES, Rsp};
 use super::lost::lost;
+use super::moved::{self, Moved};
 use super::pointed;
 use super::returns::{self, Proof};
 use super::solve::{Rules, Solution, successors};
@@ -59,6 +60,7 @@ impl Rules for DepthRules<'_> {
     fn backward(&self, index: u32, after: i32) -> Option<i32> {
         match self.code.effect(index).rsp {
             Rsp::PushAgain(_) if after == 0 => None,
+            _ if after == 0 && self.code.has(index, PUSHED_BACK) => None,
             // The return address was popped, and pushed again where something else was before.
             Rsp::PopAway if after < 0 => None,
             rsp => after.checked_sub(rsp.bytes()?),
@@ -76,15 +78,10 @@ impl Rules for DepthRules<'_> {
 }
 
 impl Depths {
-    pub(super) fn solve(code: &mut Code) -> Self {
-        let lost = lost(code);
-        let mut solution = Solution::new(code);
-        {
-            let code = &*code;
-            let rules = DepthRules { code, lost: &lost };
-            for index in (0..code.len()).filter(|index| is_outside(code, *index) && !rules.is_lost(*index)) {
-                solution.pin(code, &rules, index, 0);
-            }
+    pub(super) fn solve(code: &mut Code, moved: &[Moved]) -> Self {
+        let (mut lost, mut solution) = from_outside(code);
+        if moved::begin(code, moved, &solution) {
+            (lost, solution) = from_outside(code);
         }
         returns::mark(code, |code, index| {
             if code.has(index + 1, BOUNDARY) {
@@ -345,10 +342,26 @@ impl Depths {
         !code.has(to, ENTRY) && (!is_call || self.returns(code, from) || goes_on())
     }
 
+    /// Whether the depths at two instructions follow from one another.
+    pub(super) fn belong_together(&self, one: u32, other: u32) -> bool {
+        self.solution.component(one).is_some_and(|component| self.solution.component(other) == Some(component))
+    }
+
     /// Whether nothing tells how deep the stack is, also nothing that was contradicted.
     pub(super) fn is_blank(&self, index: u32) -> bool {
         self.solution.raw(index).is_none()
     }
+}
+
+/// Where rsp is not known, and what follows from where it is as a caller has it.
+fn from_outside(code: &Code) -> (Vec<bool>, Solution) {
+    let lost = lost(code);
+    let mut solution = Solution::new(code);
+    let rules = DepthRules { code, lost: &lost };
+    for index in (0..code.len()).filter(|index| is_outside(code, *index) && !rules.is_lost(*index)) {
+        solution.pin(code, &rules, index, 0);
+    }
+    (lost, solution)
 }
 
 /// What seems to be called and is also gone on to with something on the stack is no beginning of a function, or
@@ -389,10 +402,10 @@ fn begins_loop(code: &Code, filling: u32) -> bool {
     !code.has(head, ENTRY | BOUNDARY) && code.jumps_to(head).any(|from| from > head)
 }
 
-/// Where the stack is as a caller has it: at the beginning, before a return, and before a jump to another
-/// function.
+/// Where the stack is as a caller has it: at the beginning, behind what leaves a frame, before a return, and before a
+/// jump to another function.
 pub(super) fn is_outside(code: &Code, index: u32) -> bool {
-    code.has(index, ENTRY) || !begins_only(code, index)
+    code.has(index, ENTRY | FRAME_LEFT) || !begins_only(code, index)
 }
 
 fn begins_only(code: &Code, index: u32) -> bool {

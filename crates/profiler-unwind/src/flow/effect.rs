@@ -183,7 +183,7 @@ pub(super) fn immediate(instruction: &Instruction) -> Option<i32> {
     }
 }
 
-fn writes(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> bool {
+pub(super) fn writes(instruction: &Instruction, register: Register, factory: &mut InstructionInfoFactory) -> bool {
     let info = factory.info(instruction);
     info.used_registers().iter().any(|used| {
         used.register().full_register() == register

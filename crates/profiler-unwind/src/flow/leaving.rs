@@ -22,11 +22,7 @@ const MOST_PIECES: usize = 16;
 
 /// Whether a way leads from `at` to where the frame that rbp points to is left. `code` is at `start`; of jumps out of
 /// it `read` brings what is at their target, as many bytes as it likes.
-pub fn leaves_by_frame_pointer(
-    (start, code): (u64, &[u8]),
-    at: u64,
-    read: impl FnMut(u64) -> Option<Vec<u8>>,
-) -> bool {
+pub fn leaves_by_frame_pointer((start, code): (u64, &[u8]), at: u64, read: impl FnMut(u64) -> Option<Vec<u8>>) -> bool {
     let pieces = vec![(start, Cow::Borrowed(code))];
     Walk { pieces, read, seen: HashSet::new(), factory: InstructionInfoFactory::new() }.from(at)
 }

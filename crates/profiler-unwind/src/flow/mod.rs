@@ -6,6 +6,7 @@ mod effect;
 mod frame;
 mod leaving;
 mod lost;
+mod moved;
 mod pointed;
 mod realigned;
 mod returns;
@@ -112,19 +113,25 @@ impl Analysis {
         let end = last.start.saturating_add(last.bytes.len() as u64);
         let [entries, boundaries] = [&starts.entries, &starts.boundaries].map(|all| offsets(first.start, end, all));
         let mut code = Code::decode(first.start, pieces, &entries, &boundaries);
-        let mut depths = Depths::solve(&mut code);
+        let moved = moved::find(&mut code, pieces);
+        let mut depths = Depths::solve(&mut code, &moved);
         let realigned = Realigned::find(&mut code, &depths, pieces);
         let frames = Frames::solve(&code, &mut depths);
         let [rbp, rbx] = [0, 1].map(|register| SavedRegister::solve(&code, &depths, &frames, register));
+        let mut moved = moved::rules(&code, pieces, &moved, &depths).into_iter().peekable();
         for index in 0..code.len() {
             let Some(insn) = code.insn(index) else { continue };
+            let mut of_moved = None;
+            while let Some((_index, rule)) = moved.next_if(|(at, _rule)| *at <= index) {
+                of_moved = Some(rule);
+            }
             let start = first.start + u64::from(insn.at);
             // Where the caller's rbp is not known, a step by the frame pointer leads further, if there is one.
             let counted = || base(&code, &depths, &frames, index).filter(|_base| rbp.slot(index) != SLOT_UNKNOWN);
             let counted = || {
                 counted().map(|(flags, offset)| Rule::x86_64(flags, rbp.slot(index), offset).with_rbx(rbx.slot(index)))
             };
-            let rule = realigned.rule(index).or_else(counted);
+            let rule = of_moved.or_else(|| realigned.rule(index)).or_else(counted);
             self.push(
                 Known { start, end: start + u64::from(insn.length), rule: Rule::END },
                 rule,
