@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use profiler_model::clean;
 
+use crate::select::{HEADING, SelectOptions};
 use crate::source_map::Rule;
 
 /// A profiler for Linux: samples every thread from the kernel, unwinds without frame pointers, and
@@ -58,6 +59,12 @@ const EXAMPLES: &str = "Examples:
   spanflame record -a -d 30s -o node.svg -o node.pb.gz  the whole node, also as pprof
   spanflame record -o build.svg -- make -j2             a command, from its first instruction
   spanflame record -p 1234 -d 5s                        the hottest functions, in the terminal
+  spanflame record --unit nginx -d 10s -o nginx.svg     a systemd service, also when it is restarted meanwhile
+  spanflame record --container 4f0a --exclude name=^sh$ one container, without its shells
+
+-p, a COMMAND and selectors narrow each other down: --name cc1 -- make records only the compilers. A selected process
+is recorded for as long as it matches, and so is one that is started, renamed or moved (noticed some seconds later)
+meanwhile. Its children are selected only if they match themselves.
 
 Output files (-o) by the end of their names:
   .svg     flame graph        .folded  folded stacks        .pb.gz  pprof (go tool pprof)
@@ -69,6 +76,7 @@ Exit code: 0 done (or that of COMMAND, unless -d ended it), 1 failed, 2 bad usag
 const DOCTOR: &str = "Examples:
   spanflame doctor -p 1234          what is missing in one process and its children, and how to get it
   spanflame doctor -p 1234 -d 10s   the same from a longer sample
+  spanflame doctor --unit nginx     of a service
 
 Exit code: 0 done, whatever was found; 1 failed, 2 bad usage, 3 not permitted or not supported here.";
 
@@ -76,11 +84,15 @@ Exit code: 0 done, whatever was found; 1 failed, 2 bad usage, 3 not permitted or
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Look at this process, and at its children
-    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
-    pub pid: u32,
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
+          required_unless_present_any = ["name", "unit", "container", "cgroup"])]
+    pub pid: Option<u32>,
     /// Leave out its children
     #[arg(long)]
     pub no_children: bool,
+    /// Which process, by what it is: those that match must be one and its descendants.
+    #[command(flatten)]
+    pub select: SelectOptions,
     /// Sample it for this time: 10s, 500ms, 2m
     #[arg(short, long, value_name = "TIME", default_value = "2s", value_parser = parse_duration,
           allow_hyphen_values = true)]
@@ -103,6 +115,7 @@ pub struct Doctor {
 const DUMP_EXAMPLES: &str = "Examples:
   spanflame dump -p 1234                                what every thread of a process does
   spanflame dump -p 1234 -p 1240 --json                 of two processes, for a script
+  spanflame dump --unit nginx                           of all processes of a service
 
 A block for each stack: a line TID NAME STATE [SYSTEM CALL] for each thread that has it, then its functions, the
 innermost first. Threads that run come first (R), then those that can't be interrupted (D), then the rest.
@@ -114,8 +127,11 @@ Exit code: 0 done, 1 failed, 2 bad usage, 3 not permitted or not supported here.
 pub struct DumpOptions {
     /// Show the threads of this process. Repeatable
     #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
-          required = true)]
+          required_unless_present_any = ["name", "unit", "container", "cgroup"])]
     pub pid: Vec<u32>,
+    /// Which processes, by what they are.
+    #[command(flatten)]
+    pub select: SelectOptions,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -162,6 +178,12 @@ pub struct Record {
     /// Leave out children of the profiled processes
     #[arg(long, conflicts_with = "all")]
     pub no_children: bool,
+    /// Which processes, by what they are.
+    #[command(flatten)]
+    pub select: SelectOptions,
+    /// Begin although no process matches the selectors yet, and record those that are to come
+    #[arg(long, help_heading = HEADING)]
+    pub wait: bool,
     /// Stop after this time: 10s, 500ms, 2m, 1h; a COMMAND is ended then (default: at Ctrl-C, or when
     /// the processes have ended)
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]

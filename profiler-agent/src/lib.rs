@@ -3,6 +3,7 @@
 mod aggregate;
 mod bpf_code;
 pub mod cache_folder;
+mod cgroup;
 pub mod cli;
 mod clock;
 mod counts;
@@ -22,6 +23,7 @@ mod output;
 mod proc_fs;
 pub mod record;
 mod report;
+pub mod select;
 mod session;
 mod signals;
 pub mod source_map;

@@ -108,6 +108,20 @@ pub(crate) fn name(pid: Pid) -> Option<String> {
     Some(String::from_utf8_lossy(bytes.trim_ascii_end()).into_owned())
 }
 
+/// The file name of the program that a process runs; none for threads of the kernel, and when it has ended.
+pub(crate) fn program_name(pid: Pid) -> Option<String> {
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    file_name(program.as_os_str())
+}
+
+/// The last name in a path as the kernel prints it.
+pub(crate) fn file_name(path: &OsStr) -> Option<String> {
+    let name = path.as_bytes().rsplit(|byte| *byte == b'/').next()?;
+    // `d_path` (linux/fs/d_path.c).
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
+}
+
 /// Device and inode of the program that a process runs; `None` when it has ended.
 #[must_use]
 pub(crate) fn program_of(pid: Pid) -> Option<(u64, u64)> {
@@ -204,10 +218,20 @@ fn stat_fields(pid: Pid) -> Option<(u8, Pid)> {
 pub(crate) fn is_kernel_thread(pid: Pid) -> bool {
     /// `PF_KTHREAD` (linux/include/linux/sched.h).
     const KERNEL_THREAD: u64 = 0x0020_0000;
+    flags(pid).is_some_and(|flags| flags & KERNEL_THREAD != 0)
+}
+
+/// Whether the first thread of a process ends, has ended, or was waited for.
+pub(crate) fn is_exiting(pid: Pid) -> bool {
+    /// `PF_EXITING` (linux/include/linux/sched.h).
+    const EXITING: u64 = 0x4;
+    flags(pid).is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// The kernel's flags of a thread.
+fn flags(thread: Pid) -> Option<u64> {
     // Field 9 of proc_pid_stat(5); the state is field 3.
-    let stat = fields_from_state(&format!("/proc/{pid}/stat"));
-    let flags = stat.and_then(|fields| fields.split_ascii_whitespace().nth(9 - 3)?.parse().ok());
-    flags.is_some_and(|flags: u64| flags & KERNEL_THREAD != 0)
+    fields_from_state(&format!("/proc/{thread}/stat"))?.split_ascii_whitespace().nth(9 - 3)?.parse().ok()
 }
 
 /// The words of a process's command line; none when it has ended or has wiped them. The first
@@ -303,10 +327,24 @@ mod tests {
         assert!(with_descendants(&[us]).unwrap().contains(&us));
         assert!(!with_descendants(&[parent]).unwrap().contains(&us));
         assert!(process_of_thread(Pid(u32::MAX)).is_err());
+        assert!(!is_exiting(us) && is_exiting(Pid(u32::MAX)) && !is_kernel_thread(us));
+        assert!(program_name(us).is_some_and(|name| name.starts_with("profiler_agent-")));
         let own = own(us).unwrap();
         assert!(own.uids.contains(&rustix::process::geteuid().as_raw()) && own.uids.len() == 4, "{own:?}");
         let age_ns = crate::clock::boot_ns() - started_boot_ns(us).unwrap();
         assert!(age_ns < 3_600_000_000_000, "{age_ns} ns old");
+    }
+
+    #[test]
+    fn names_of_program_files() {
+        for (path, name) in [
+            ("/usr/sbin/nginx", Some("nginx")),
+            ("/usr/sbin/nginx (deleted)", Some("nginx")),
+            ("/memfd:a (deleted)", Some("memfd:a")),
+            ("/", None),
+        ] {
+            assert_eq!(file_name(path.as_ref()).as_deref(), name, "{path}");
+        }
     }
 
     #[test]

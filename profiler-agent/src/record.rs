@@ -1,6 +1,5 @@
 //! `spanflame record`: from a command line to a written profile.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +21,7 @@ use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, on
 use crate::launch::{self, LaunchError, Launched};
 use crate::output::{Output, OutputError, create_all};
 use crate::report::{self, Progress};
+use crate::select::{NoMatch, Survey};
 use crate::session::{Session, SessionError, about, family};
 use crate::signals::Signals;
 use crate::source_map::SourceMap;
@@ -40,8 +40,16 @@ const REST: Duration = Duration::from_millis(100);
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// Nothing to profile was named.
-    #[error("say what to profile: -p PID, -a for the whole node, or -- COMMAND")]
+    #[error(
+        "say what to profile: -p PID, --name, --unit, --container or --cgroup, -a for the whole node, or -- COMMAND"
+    )]
     NoTarget,
+    /// No process is as it was asked for.
+    #[error(transparent)]
+    NoMatch(#[from] NoMatch),
+    /// No process is as it was asked for, yet.
+    #[error("{0}; or wait for it with --wait")]
+    NoMatchYet(NoMatch),
     /// There is no such process.
     #[error("no process {0}. Find it with: pgrep -a NAME")]
     NoProcess(Pid),
@@ -129,7 +137,8 @@ pub fn run(options: &Record) -> Result<ExitCode, RecordError> {
 }
 
 pub(crate) fn check_target(options: &Record) -> Result<(), RecordError> {
-    if options.pid.is_empty() && !options.all && options.exec.is_empty() {
+    let names_processes = !options.pid.is_empty() || options.select.names_processes();
+    if !names_processes && !options.all && options.exec.is_empty() {
         return Err(RecordError::NoTarget);
     }
     check_pids(&options.pid)
@@ -194,9 +203,10 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
 
 /// Begins to sample, lets the command run, and tells when that was (`CLOCK_MONOTONIC`).
 pub(crate) async fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
+    let interest = interest(options, launched).map_err(RecordError::NoMatchYet)?;
     let about = about(title(options), options.frequency);
     let sources = SourceMap::new(&options.source_map);
-    let mut session = Session::build(&load_options(options)?, interest(options, launched), about, sources)?;
+    let mut session = Session::build(&load_options(options, &interest)?, interest, about, sources)?;
     if let Some(cache) = table_cache(&options.tables)? {
         session.cache_tables(cache);
     }
@@ -272,29 +282,38 @@ fn print(options: &Record, profile: &Profile) -> Result<(), RecordError> {
     cli::answer(&text).map_err(RecordError::Print)
 }
 
-fn interest(options: &Record, launched: Option<&Launched>) -> Interest {
-    if options.all {
-        return Interest::All;
-    }
+/// What the recording is to be of. Somebody who names processes by what they are wants to know when there is none.
+fn interest(options: &Record, launched: Option<&Launched>) -> Result<Interest, NoMatch> {
     let children = !options.no_children;
-    let pids: HashSet<Pid> = match launched {
-        Some(launched) => HashSet::from([launched.pid()]),
+    let roots: Vec<Pid> = options.pid.iter().copied().map(Pid).collect();
+    let selection = options.select.selection();
+    let survey = |pids: &[Pid]| match &selection {
+        Some(selection) if !options.wait => Survey::of(selection, pids, roots.is_empty()).map(|_some| ()),
+        _ => Ok(()),
+    };
+    let interest = match launched {
+        Some(launched) => Interest::launched(launched.pid(), children),
+        None if roots.is_empty() => {
+            survey(&proc_fs::all_pids().unwrap_or_default())?;
+            Interest::node()
+        }
         None => {
-            let roots: Vec<Pid> = options.pid.iter().copied().map(Pid).collect();
-            family(&roots, children).into_iter().collect()
+            let family = family(&roots, children);
+            survey(&family)?;
+            Interest::processes(family.into_iter().collect(), children)
         }
     };
-    Interest::Only { pids, children, launched: launched.is_some() }
+    Ok(interest.selecting(selection))
 }
 
 fn title(options: &Record) -> String {
-    if options.all {
-        return "whole node".to_owned();
-    }
-    if !options.exec.is_empty() {
-        return options.exec.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    }
-    title_of(&options.pid.iter().copied().map(Pid).collect::<Vec<_>>())
+    let selected = options.select.selection().map(|selection| selection.title()).filter(|title| !title.is_empty());
+    let scope = match (options.exec.as_slice(), options.pid.as_slice()) {
+        ([], []) => return selected.unwrap_or_else(|| "whole node".to_owned()),
+        ([], pids) => title_of(&pids.iter().copied().map(Pid).collect::<Vec<_>>()),
+        (command, _) => command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "),
+    };
+    selected.map_or(scope.clone(), |selected| format!("{selected} of {scope}"))
 }
 
 /// These processes, for people.
@@ -306,7 +325,7 @@ pub(crate) fn title_of(pids: &[Pid]) -> String {
     named.collect::<Vec<_>>().join(", ")
 }
 
-fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
+fn load_options(options: &Record, interest: &Interest) -> Result<LoadOptions, KernelError> {
     /// Room for a quarter of a second of samples of this size: at first they bring copies of stacks.
     const USUAL_RECORD_BYTES: u64 = 8 << 10;
     const LEAST_RING_BYTES: u32 = 4 << 20;
@@ -316,8 +335,8 @@ fn load_options(options: &Record) -> Result<LoadOptions, KernelError> {
     let quarter_second = cpus * u64::from(options.frequency.get()) * USUAL_RECORD_BYTES / 4;
     let ring_bytes = u32::try_from(quarter_second.next_power_of_two()).unwrap_or(MOST_RING_BYTES);
     Ok(LoadOptions {
-        sample_all: options.all,
-        follow_children: !options.no_children,
+        sample_all: interest.samples_all(),
+        follow_children: interest.follows_children(),
         frequency_hz: options.frequency.get(),
         row_chunks: row_chunks(&options.tables),
         ring_bytes: ring_bytes.clamp(LEAST_RING_BYTES, MOST_RING_BYTES),

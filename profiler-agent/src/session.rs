@@ -264,7 +264,7 @@ impl Session {
         let left = self.events.len();
         self.sideband.drain(&mut self.events);
         self.bpf_code.take_from(&mut self.events);
-        let hurry = self.tracker.open_early(self.events.get(left..).unwrap_or_default(), settled);
+        let hurry = self.tracker.open_early(self.events.get_mut(left..).unwrap_or_default(), settled);
         self.wake.pace(hurry);
         let has_news = !self.events.is_empty();
         self.tracker.apply(&mut self.events, settled);
@@ -277,6 +277,7 @@ impl Session {
         let now = clock::monotonic();
         self.drain();
         self.settle();
+        self.tracker.pause(std::mem::take(&mut self.waiting.unwanted), &self.events);
         if now.0.saturating_sub(self.tidied.0) >= TIDY_NS {
             self.tidied = now;
             let oldest = [self.waiting.oldest(), self.generated.oldest()].into_iter().flatten().min();

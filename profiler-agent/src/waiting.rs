@@ -3,12 +3,13 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use profiler_common::address::MonotonicNs;
+use profiler_common::address::{MonotonicNs, Pid};
 use profiler_common::counter::Counter;
 use profiler_common::record::Sample;
 
 use crate::counts::Counts;
 use crate::locate::{LocatedSample, locate};
+use crate::select::Verdict;
 use crate::tracker::Tracker;
 use crate::worker::FileKey;
 
@@ -23,6 +24,8 @@ pub(crate) struct Waiting {
     /// Those that need a table that is being built.
     for_table: Vec<Box<[u64]>>,
     words: usize,
+    /// Processes whose samples were left out, since this was last emptied.
+    pub(crate) unwanted: HashSet<Pid>,
 }
 
 impl Waiting {
@@ -60,6 +63,10 @@ impl Waiting {
                 self.words -= record.len();
                 continue;
             };
+            if !self.is_wanted(&sample, tracker, counts) {
+                self.words -= record.len();
+                continue;
+            }
             let mut located = locate(&sample, tracker, false);
             if located.is_err() && self.words > MOST_WORDS {
                 counts.add(Counter::WaitingOverflow, 1);
@@ -79,6 +86,18 @@ impl Waiting {
         needed
     }
 
+    /// Whether the sample's process is one that was asked for; one that is not counts as left out.
+    fn is_wanted(&mut self, sample: &Sample<'_>, tracker: &Tracker, counts: &mut Counts) -> bool {
+        let why = match tracker.verdict(sample.header.pid, sample.header.time) {
+            Verdict::Wanted => return true,
+            Verdict::Unwanted => Counter::FilteredProcess,
+            Verdict::Unknown => Counter::FilteredUnknown,
+        };
+        counts.add(why, 1);
+        self.unwanted.insert(sample.header.pid);
+        false
+    }
+
     /// The time of the oldest sample that is not located yet.
     pub(crate) fn oldest(&self) -> Option<MonotonicNs> {
         let time = |record: &[u64]| Sample::decode(record).ok().map(|sample| sample.header.time);
@@ -92,8 +111,12 @@ impl Waiting {
 
     /// Locates everything that is left with what is known.
     pub(crate) fn give_up(&mut self, tracker: &Tracker, counts: &mut Counts, mut done: impl FnMut(LocatedSample)) {
-        for record in self.for_table.drain(..).chain(self.fresh.drain(..)) {
-            match Sample::decode(&record).map(|sample| locate(&sample, tracker, true)) {
+        for record in self.for_table.drain(..).chain(self.fresh.drain(..)).collect::<Vec<_>>() {
+            let sample = match Sample::decode(&record) {
+                Ok(sample) if !self.is_wanted(&sample, tracker, counts) => continue,
+                sample => sample,
+            };
+            match sample.map(|sample| locate(&sample, tracker, true)) {
                 Ok(Ok(located)) => done(located),
                 Ok(Err(_)) | Err(_) => counts.add(Counter::LostUndecodable, 1),
             }

@@ -55,6 +55,9 @@ counters! {
     FilteredIdle Filtered "filtered_idle";
     /// Samples of processes that were not asked for.
     FilteredProcess Filtered "filtered_process";
+    /// Samples of processes of which is not known whether they were asked for: they were gone before their control
+    /// group, or what they are, could be looked at.
+    FilteredUnknown Filtered "filtered_unknown";
     /// Samples that found the ring buffer full.
     LostRingFull Lost "lost_ring_full";
     /// Samples that found no scratch memory: a map look-up that cannot fail has failed.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, reason = "a harness: what goes wrong fails the test")]
 
+pub mod cgroup;
 mod dump;
 pub mod kind;
 mod lab;

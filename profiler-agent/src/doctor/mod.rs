@@ -43,6 +43,7 @@ use crate::cli::{self, Doctor, Record};
 use crate::debuginfod::Debuginfod;
 use crate::kernel::{check_frequency, check_support};
 use crate::record::{self, RecordError};
+use crate::select::{SelectOptions, Survey};
 use crate::signals::Signals;
 use crate::{proc_fs, report as terminal};
 
@@ -51,9 +52,9 @@ use crate::{proc_fs, report as terminal};
 /// # Errors
 /// When the process can't be looked at. What is found out about it is no error.
 pub fn run(options: &Doctor) -> Result<ExitCode, RecordError> {
-    let record = recording(options);
+    let pid = named(options)?;
+    let record = recording(options, pid);
     record::check_target(&record)?;
-    let pid = Pid(options.pid);
     let report = if proc_fs::is_kernel_thread(pid) {
         Report::of_kernel_thread(pid)
     } else {
@@ -74,12 +75,27 @@ pub fn run(options: &Doctor) -> Result<ExitCode, RecordError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The process that is to be looked at.
+fn named(options: &Doctor) -> Result<Pid, RecordError> {
+    let pids = match options.pid.map(Pid) {
+        Some(pid) => vec![pid],
+        None => proc_fs::all_pids().unwrap_or_default(),
+    };
+    match options.select.selection() {
+        Some(selection) => Ok(Survey::of(&selection, &pids, options.pid.is_none())?.root()?),
+        // The command line has one of the two.
+        None => options.pid.map(Pid).ok_or(RecordError::NoTarget),
+    }
+}
+
 /// The recording that it makes.
-fn recording(options: &Doctor) -> Record {
+fn recording(options: &Doctor, pid: Pid) -> Record {
     Record {
-        pid: vec![options.pid],
+        pid: vec![pid.0],
         all: false,
         no_children: options.no_children,
+        select: SelectOptions::default(),
+        wait: false,
         duration: Some(options.duration),
         frequency: options.frequency,
         tables: options.tables.clone(),

@@ -16,6 +16,7 @@ use crate::cli::{self, DumpOptions};
 use crate::debuginfod::Debuginfod;
 use crate::kernel::{LoadOptions, check_frequency, check_support};
 use crate::record::{RecordError, check_pids, raise_open_files, row_chunks, table_cache, title_of};
+use crate::select::Survey;
 use crate::session::{Session, about};
 use crate::signals::Signals;
 use crate::source_map::SourceMap;
@@ -34,7 +35,12 @@ const SLOW_HZ: u32 = 99;
 /// # Errors
 /// With what failed and what to do.
 pub fn run(options: &DumpOptions) -> Result<ExitCode, RecordError> {
-    let (pids, mut gone) = there(&options.pid);
+    let (mut pids, mut gone) = there(&options.pid);
+    if let Some(selection) = options.select.selection() {
+        let all = proc_fs::all_pids().unwrap_or_default();
+        let whole_node = options.pid.is_empty();
+        pids = Survey::of(&selection, if whole_node { &all } else { &pids }, whole_node)?.pids;
+    }
     if pids.is_empty()
         && let Some(last) = gone.pop()
     {
@@ -91,7 +97,7 @@ async fn see(options: &DumpOptions, pids: &[Pid]) -> Result<(Profile, Threads), 
         threads: !options.ptrace,
     };
     let about = about(title_of(pids), std::num::NonZeroU32::new(frequency_hz).unwrap_or(std::num::NonZeroU32::MIN));
-    let interest = Interest::Only { pids: pids.iter().copied().collect(), children: false, launched: false };
+    let interest = Interest::processes(pids.iter().copied().collect(), false);
     let mut session = Session::build(&load, interest, about, SourceMap::new(&options.source_map))?;
     if let Some(cache) = table_cache(&options.tables)? {
         session.cache_tables(cache);

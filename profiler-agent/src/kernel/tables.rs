@@ -113,6 +113,14 @@ impl Followed {
         self.map.insert(pid.0, 0, 0).map_err(map_error("FOLLOWED"))
     }
 
+    /// Leaves out its samples, or takes them again, until its next exec: from then on they are taken. Its children are
+    /// sampled whatever is said of it. What has ended stays forgotten.
+    pub fn pause(&mut self, pid: Pid, pause: bool) {
+        /// `BPF_EXIST` (linux/include/uapi/linux/bpf.h).
+        const EXIST: u64 = 2;
+        let _ended = self.map.insert(pid.0, u32::from(!pause), EXIST);
+    }
+
     /// Whether the process is sampled, or will be from its next exec on.
     #[must_use]
     pub fn contains(&self, pid: Pid) -> bool {

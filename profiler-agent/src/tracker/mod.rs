@@ -5,10 +5,12 @@ mod eviction;
 mod executable;
 mod executables;
 mod frame_setup;
+mod interest;
 mod open;
 mod placement;
 mod process;
 mod rescan;
+mod selected;
 mod space;
 mod tables;
 mod trampoline;
@@ -30,12 +32,14 @@ use crate::debug_files::Place;
 use crate::kernel::sideband::{Mapping, SidebandEvent, SidebandKind};
 use crate::kernel::{Followed, KernelError, Tables};
 use crate::proc_fs;
+use crate::select::Verdict;
 use crate::table_cache::TableCache;
 use crate::worker::FileKey;
 use profiler_common::counter::Counter;
 use profiler_unwind::UnwindTable;
 
 pub(crate) use self::executable::Executable;
+pub(crate) use self::interest::Interest;
 pub(crate) use self::open::{Opening, folder_in, open_in, open_owned, root_of, tmp_in};
 pub(crate) use self::process::{ALWAYS, CodeMapping as Code, Process as TrackedProcess};
 
@@ -47,30 +51,6 @@ const ENDED_GRACE_NS: u64 = 1_000_000_000;
 
 /// Refused processes that are remembered.
 const MOST_REFUSED: usize = 4096;
-
-/// Which processes are of interest.
-pub(crate) enum Interest {
-    /// Every process.
-    All,
-    /// These, and what they fork if `children`.
-    Only {
-        /// The processes.
-        pids: HashSet<Pid>,
-        /// Whether their children are too.
-        children: bool,
-        /// They wait for their first exec.
-        launched: bool,
-    },
-}
-
-impl Interest {
-    fn holds(&self, pid: Pid) -> bool {
-        match self {
-            Self::All => true,
-            Self::Only { pids, .. } => pids.contains(&pid),
-        }
-    }
-}
 
 /// A table that is to be built.
 pub(crate) struct WantedTable {
@@ -131,39 +111,12 @@ impl Tracker {
 
     /// Tells the kernel which processes to sample; a launched one from its next exec on.
     pub(crate) fn follow(&mut self) -> Result<(), KernelError> {
-        let Interest::Only { pids, launched, .. } = &self.interest else { return Ok(()) };
-        for pid in pids {
-            if *launched { self.followed.follow_from_exec(*pid)? } else { self.followed.follow(*pid)? }
-        }
-        self.follow_forked_meanwhile()
-    }
-
-    /// Follows what was forked between the look at /proc and the first following: from then on the
-    /// kernel follows by itself.
-    fn follow_forked_meanwhile(&mut self) -> Result<(), KernelError> {
-        let Interest::Only { pids, children: true, launched: false } = &mut self.interest else { return Ok(()) };
-        loop {
-            let known: Vec<Pid> = pids.iter().copied().collect();
-            let family = proc_fs::with_descendants(&known).unwrap_or_default();
-            let new: Vec<Pid> = family.into_iter().filter(|pid| pids.insert(*pid)).collect();
-            if new.is_empty() {
-                return Ok(());
-            }
-            for pid in new {
-                self.followed.follow(pid)?;
-            }
-        }
+        self.interest.follow(&mut self.followed, &mut self.counts)
     }
 
     /// Reads from /proc what all processes of interest have mapped now.
     pub(crate) fn scan_all(&mut self) {
-        let pids: Vec<Pid> = match &self.interest {
-            Interest::All => proc_fs::all_pids().unwrap_or_default(),
-            // It is not what it will be.
-            Interest::Only { launched: true, .. } => Vec::new(),
-            Interest::Only { pids, .. } => pids.iter().copied().collect(),
-        };
-        for pid in pids {
+        for pid in self.interest.now() {
             self.scan(pid);
         }
     }
@@ -171,7 +124,7 @@ impl Tracker {
     /// Reads from /proc what the process has mapped now.
     fn scan(&mut self, pid: Pid) {
         // A node runs hundreds of executables, and few of them burn time.
-        let eager = matches!(self.interest, Interest::Only { .. });
+        let eager = self.interest.is_in_few();
         let scanned_at = clock::monotonic();
         let mappings = match proc_fs::executable_mappings(pid) {
             Ok(mappings) => mappings,
@@ -202,12 +155,25 @@ impl Tracker {
         events.sort_by_key(|event| event.time);
         let settled = events.partition_point(|event| event.time <= until);
         self.apply_first(settled, events);
+        self.scan_new();
         self.applied_up_to = self.applied_up_to.max(until);
         if self.gap_since.is_some() && until >= self.rescan_from {
             self.catch_up(events);
         }
         self.place_held();
         self.publish_touched();
+    }
+
+    /// Reads what processes have mapped that came to be of interest as they are.
+    fn scan_new(&mut self) {
+        for (pid, since) in self.interest.take_unscanned() {
+            if self.processes.contains_key(&pid) {
+                self.rescan_process(pid, since);
+            } else {
+                self.scan(pid);
+            }
+            self.touched.push(pid);
+        }
     }
 
     /// Applies the first ones of these records, which are in order, and takes them out.
@@ -218,14 +184,16 @@ impl Tracker {
         events.drain(..count);
     }
 
-    /// Opens the files of new mappings whose turn comes after `until`: short lives are over by then. Returns whether
+    /// Takes in new records, each once, and opens the files of new mappings whose turn comes after `until`: short lives are over by then. Returns whether
     /// there is hurry: processes had to be looked at for that, or the kernel has tables of them that are not true any
     /// more.
-    pub(crate) fn open_early(&mut self, events: &[SidebandEvent], until: MonotonicNs) -> bool {
+    pub(crate) fn open_early(&mut self, events: &mut [SidebandEvent], until: MonotonicNs) -> bool {
         let mut hurry = false;
+        events.sort_by_key(|event| event.time);
+        self.interest.learn(events, &mut self.followed);
         for event in events.iter().filter(|event| event.time > until) {
             let SidebandKind::Mapped(mapping) = &event.kind else { continue };
-            if !self.interest.holds(event.pid) && !self.followed.contains(event.pid) {
+            if !self.interest.may_hold(event.pid, event.time, &self.followed) {
                 continue;
             }
             hurry |= self.processes.get(&event.pid).is_some_and(|process| process.slot.is_some());
@@ -266,8 +234,12 @@ impl Tracker {
         if let SidebandKind::Forked { parent } = event.kind {
             return self.forked(parent, event.pid, time);
         }
-        if !self.interest.holds(event.pid) {
-            return;
+        if !self.interest.holds(event.pid, time) {
+            // One that was of interest before goes on, but for what it maps.
+            let is_known = self.processes.contains_key(&event.pid);
+            if !is_known || matches!(event.kind, SidebandKind::Mapped(_)) {
+                return;
+            }
         }
         let scanned = self.processes.get(&event.pid).is_some_and(|process| time <= process.scanned_at);
         if scanned && event.kind != SidebandKind::Exited {
@@ -311,11 +283,8 @@ impl Tracker {
             }
             return;
         }
-        if let Interest::Only { pids, children, .. } = &mut self.interest {
-            if !pids.contains(&parent) || !*children {
-                return;
-            }
-            pids.insert(child);
+        if !self.interest.forked(parent, child, time) {
+            return;
         }
         if self.processes.get(&child).is_some_and(|process| time <= process.scanned_at) {
             return;
@@ -389,7 +358,7 @@ impl Tracker {
         if self.processes.get(&pid).is_some_and(Process::is_over) {
             return true;
         }
-        let followed = matches!(self.interest, Interest::All) || self.followed.contains(pid);
+        let followed = self.interest.samples_all() || self.followed.contains(pid);
         !followed || proc_fs::living_thread(pid).is_none()
     }
 
@@ -397,6 +366,8 @@ impl Tracker {
     /// Samples from `needed_from` on are still to be located.
     pub(crate) fn tidy(&mut self, now: MonotonicNs, needed_from: MonotonicNs) {
         self.placement.expire(now);
+        self.interest.tidy(now, needed_from, &mut self.followed);
+        self.scan_new();
         self.executables.forget_early();
         self.confirm_execs(now);
         self.end_copies(now);
@@ -424,9 +395,7 @@ impl Tracker {
                 }
                 self.placement.release_slot(process.slot, now);
             }
-            if let Interest::Only { pids, .. } = &mut self.interest {
-                pids.remove(&pid);
-            }
+            self.interest.ended(pid);
         }
         for process in self.processes.values_mut() {
             process.forget(MonotonicNs(needed_from.0.saturating_sub(GRACE_NS)));
@@ -452,6 +421,16 @@ impl Tracker {
         for key in closed {
             self.executables.close(key);
         }
+    }
+
+    /// What is said of samples of a process at some time.
+    pub(crate) fn verdict(&self, pid: Pid, time: MonotonicNs) -> Verdict {
+        self.interest.verdict(pid, time)
+    }
+
+    /// Has no more samples taken of processes that bring some and are not wanted; `events` are to come.
+    pub(crate) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent]) {
+        self.interest.pause(pids, events, &mut self.followed);
     }
 
     pub(crate) fn process(&self, pid: Pid) -> Option<&Process> {
@@ -483,10 +462,7 @@ impl Tracker {
 
     /// Whether all processes of interest have ended.
     pub(crate) fn all_ended(&self) -> bool {
-        match &self.interest {
-            Interest::All => false,
-            Interest::Only { pids, .. } => pids.iter().all(|pid| self.is_over(*pid)),
-        }
+        self.interest.all(|pid| self.is_over(pid))
     }
 }
 

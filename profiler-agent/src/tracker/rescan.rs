@@ -6,7 +6,7 @@ use profiler_common::address::{MonotonicNs, Pid};
 
 use super::open::Presence;
 use super::process::Process;
-use super::{Interest, Tracker, executables};
+use super::{Tracker, executables};
 use crate::clock;
 use crate::kernel::sideband::{Mapping, SidebandEvent};
 use crate::proc_fs;
@@ -35,15 +35,7 @@ impl Tracker {
     /// Reads every process of interest again: records since `lost_from` may be missing. Only what
     /// /proc confirms stays; what it does not is gone since then.
     fn rescan(&mut self, lost_from: MonotonicNs) {
-        let all = proc_fs::all_pids().unwrap_or_default();
-        if let Interest::Only { pids, .. } = &mut self.interest {
-            pids.extend(all.iter().copied().filter(|pid| self.followed.contains(*pid)));
-        }
-        let wanted: Vec<Pid> = match &self.interest {
-            Interest::All => all,
-            Interest::Only { pids, .. } => pids.iter().copied().collect(),
-        };
-        for pid in wanted {
+        for pid in self.interest.look_again(lost_from, &mut self.followed) {
             if self.processes.contains_key(&pid) {
                 self.rescan_process(pid, lost_from);
             } else {
@@ -60,7 +52,7 @@ impl Tracker {
         }
     }
 
-    fn rescan_process(&mut self, pid: Pid, lost_from: MonotonicNs) {
+    pub(super) fn rescan_process(&mut self, pid: Pid, lost_from: MonotonicNs) {
         let scanned_at = clock::monotonic();
         let Ok(mappings) = proc_fs::executable_mappings(pid) else { return };
         if mappings.is_empty() {
