@@ -26,7 +26,7 @@ pub(crate) use file_bytes::FileBytes;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use load::POINTER_AUTH_MASK;
 pub use load::{Kernel, LoadOptions, Sampling};
-pub use memory::read_memory;
+pub use memory::{give_back_freed_memory, read_memory};
 pub use programs::{ProgramFigures, verifier_report};
 pub use ptrace::{Stopped, Stopper};
 pub use records::Records;

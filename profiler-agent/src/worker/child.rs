@@ -18,16 +18,20 @@ use super::message::{self, Header, MAX_REPLY_BYTES, MAX_STRING_BYTES, MAX_WORDS,
 use super::symbols::Symbols;
 use super::{FileError, Role, debug_message, describe, description_message, name_message, sandbox, tables};
 use crate::debug_files::DebugFile;
+use crate::kernel::give_back_freed_memory;
 
 /// Memory, of its own and of files in memory, that a child may keep between requests. With more it exits
-/// after the answer, and a new one starts for the next request: nothing else gives all memory back. What is
-/// known of generated code has a bound of its own below this.
-const fn kept_bytes(role: Role) -> u64 {
+/// after the answer, and a new one starts for the next request: nothing else gives all memory back (what
+/// is freed may lie between what is not). What is known of generated code has a bound of its own below this.
+const fn most_kept_bytes(role: Role) -> u64 {
     match role {
         Role::Tables | Role::Symbols | Role::Describe => 48 << 20,
         Role::Generated => 160 << 20,
     }
 }
+
+/// By so much its memory grows before it looks for what it can give back.
+const GIVE_BACK_BYTES: u64 = 1 << 20;
 
 /// Why a child ends early.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
     std::panic::set_hook(Box::new(|_| {}));
     // A name that is refused is no loss.
     let _refused = rustix::thread::set_name(role.process_name());
-    let memory = Memory::open()?;
+    let mut memory = Memory::open()?;
     let descriptors = sandbox::enter(role)?;
     let stdin = io::stdin();
     let socket = stdin.as_fd();
@@ -97,7 +101,7 @@ fn serve(role: Role) -> Result<(), ChildError> {
             Ok(_) => message::encode_error(&FileError::Unsupported("too big an answer".to_owned())),
             Err(error) => message::encode_error(&error),
         };
-        let last = status == Status::Panicked || memory.anonymous_bytes()? + symbols.kept_bytes() > kept_bytes(role);
+        let last = status == Status::Panicked || memory.kept_bytes()? + symbols.kept_bytes() > most_kept_bytes(role);
         send(socket, &Header { status, last, more: false, payload_bytes: payload.len() }.encode())?;
         send(socket, &payload)?;
         if last {
@@ -176,12 +180,25 @@ fn send(socket: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), ChildError> {
 struct Memory {
     statm: File,
     page_bytes: u64,
+    /// What was kept when memory was last given back.
+    kept_bytes: u64,
 }
 
 impl Memory {
     fn open() -> Result<Self, ChildError> {
         let statm = File::open("/proc/self/statm").map_err(ChildError::Memory)?;
-        Ok(Self { statm, page_bytes: rustix::param::page_size() as u64 })
+        Ok(Self { statm, page_bytes: rustix::param::page_size() as u64, kept_bytes: 0 })
+    }
+
+    /// What is still in use; the rest was given back, if it was much.
+    fn kept_bytes(&mut self) -> Result<u64, ChildError> {
+        let mut bytes = self.anonymous_bytes()?;
+        if bytes > self.kept_bytes.saturating_add(GIVE_BACK_BYTES) {
+            give_back_freed_memory();
+            bytes = self.anonymous_bytes()?;
+            self.kept_bytes = bytes;
+        }
+        Ok(bytes)
     }
 
     /// Resident memory that no file backs: resident less shared pages (proc_pid_statm(5)).
