@@ -121,6 +121,11 @@ impl Followed {
         let _ended = self.map.insert(pid.0, u32::from(!pause), EXIST);
     }
 
+    /// Samples the process no longer.
+    pub fn forget(&mut self, pid: Pid) {
+        let _ended = self.map.remove(&pid.0);
+    }
+
     /// Whether the process is sampled, or will be from its next exec on.
     #[must_use]
     pub fn contains(&self, pid: Pid) -> bool {

@@ -10,6 +10,7 @@ use profiler_common::address::{MonotonicNs, Pid};
 
 use super::process::ALWAYS;
 use super::selected::Selected;
+use crate::clock;
 use crate::counts::Counts;
 use crate::kernel::sideband::SidebandEvent;
 use crate::kernel::{Followed, KernelError};
@@ -21,6 +22,8 @@ pub(crate) struct Interest {
     scope: Scope,
     /// Which of the scope are, if not all.
     selected: Option<Selected>,
+    /// When the kernel was told of all that the scope began with.
+    followed_at: MonotonicNs,
 }
 
 enum Scope {
@@ -38,17 +41,21 @@ enum Scope {
 impl Interest {
     /// In every process.
     pub(crate) const fn node() -> Self {
-        Self { scope: Scope::Node, selected: None }
+        Self { scope: Scope::Node, selected: None, followed_at: ALWAYS }
     }
 
     /// In these processes, and in what they fork if `children`.
     pub(crate) const fn processes(pids: HashSet<Pid>, children: bool) -> Self {
-        Self { scope: Scope::Some { pids, children, launched: false }, selected: None }
+        Self { scope: Scope::Some { pids, children, launched: false }, selected: None, followed_at: ALWAYS }
     }
 
     /// In this process from its first exec on, and in what it forks if `children`.
     pub(crate) fn launched(pid: Pid, children: bool) -> Self {
-        Self { scope: Scope::Some { pids: HashSet::from([pid]), children, launched: true }, selected: None }
+        Self {
+            scope: Scope::Some { pids: HashSet::from([pid]), children, launched: true },
+            selected: None,
+            followed_at: ALWAYS,
+        }
     }
 
     /// In those of them that are selected.
@@ -112,6 +119,10 @@ impl Interest {
     pub(super) fn forked(&mut self, parent: Pid, child: Pid, time: MonotonicNs) -> bool {
         if let Scope::Some { pids, children, .. } = &mut self.scope {
             if !pids.contains(&parent) || !*children {
+                if time > self.followed_at {
+                    // Whoever had this number has ended.
+                    pids.remove(&child);
+                }
                 return false;
             }
             pids.insert(child);
@@ -144,7 +155,7 @@ impl Interest {
             }
             Scope::Some { pids, children, launched } => {
                 for pid in pids.iter() {
-                    if *launched { followed.follow_from_exec(*pid)? } else { followed.follow(*pid)? }
+                    if *launched { followed.follow_from_exec(*pid)? } else { follow(*pid, followed)? }
                 }
                 if *children && !*launched {
                     follow_forked_meanwhile(pids, followed)?;
@@ -152,6 +163,7 @@ impl Interest {
                 if let Some(selected) = &mut self.selected {
                     pids.iter().for_each(|pid| selected.learn(*pid, ALWAYS));
                 }
+                self.followed_at = clock::monotonic();
                 Ok(())
             }
         }
@@ -232,7 +244,34 @@ fn follow_forked_meanwhile(pids: &mut HashSet<Pid>, followed: &mut Followed) -> 
             return Ok(());
         }
         for pid in new {
-            followed.follow(pid)?;
+            follow(pid, followed)?;
         }
+    }
+}
+
+/// Has a process sampled until the kernel sees its end. If it has ended already, another one would be that gets the
+/// same number.
+fn follow(pid: Pid, followed: &mut Followed) -> Result<(), KernelError> {
+    followed.follow(pid)?;
+    if proc_fs::living_thread(pid).is_none() {
+        followed.forget(pid);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_gets_the_number_of_an_ended_child_is_of_no_interest() {
+        let [root, child, stranger] = [1, 2, 3].map(Pid);
+        let time = MonotonicNs(1);
+        let mut interest = Interest::processes(HashSet::from([root]), true);
+        assert!(interest.forked(root, child, time) && interest.holds(child, time));
+        assert!(!interest.forked(stranger, child, time) && !interest.holds(child, time));
+        assert!(interest.forked(root, child, time) && interest.holds(child, time));
+        interest.followed_at = MonotonicNs(2);
+        assert!(!interest.forked(stranger, child, time) && interest.holds(child, time), "that is known already");
     }
 }

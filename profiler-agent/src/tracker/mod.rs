@@ -284,6 +284,9 @@ impl Tracker {
             return;
         }
         if !self.interest.forked(parent, child, time) {
+            if let Some(previous) = self.processes.get_mut(&child).filter(|_| !self.interest.holds(child, time)) {
+                previous.ended.get_or_insert(time);
+            }
             return;
         }
         if self.processes.get(&child).is_some_and(|process| time <= process.scanned_at) {
