@@ -390,3 +390,18 @@ fn a_return_to_where_something_goes_on_in_a_frame_is_in_that_frame() {
     // mov 16(%rbx), %rbx: a function like any other.
     assert_eq!(rules(&popping(of(&[0x48, 0x8b, 0x5b, 0x10, 0xff, 0xe3])), [30, 31]), [TOP; 2]);
 }
+
+/// How V8's builtins end that go on in another function.
+#[test]
+fn a_frame_that_is_taken_off_the_stack_before_a_jump_is_the_callers_behind() {
+    // push %rbp; mov %rsp, %rbp; sub $16, %rsp; call the ret; mov (%rbp), %rbp; mov %rcx, %rax; add $24, %rsp; jmp *%rdx.
+    let mut code = vec![0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x10, 0xe8, 51, 0, 0, 0];
+    code.extend([0x48, 0x8b, 0x6d, 0, 0x48, 0x89, 0xc8, 0x48, 0x83, 0xc4, 0x18, 0xff, 0xe2]);
+    let of = |code: &[u8]| popping(file(&[(0, code), (64, &[0xc3])], &[("f", true, 0), ("g", true, 64)]));
+    let [top, below] = [1, 4].map(|words| Rule::x86_64(0, 0, words).with_rbx(SLOT_UNKNOWN));
+    assert_eq!(rules(&of(&code), [13, 17, 20, 24]), [FRAMED, below, below, top]);
+    // mov %rax, (%rsp) in between may be another return address.
+    let mut stores = code.clone();
+    stores.splice(17..20, [0x48, 0x89, 0x04, 0x24]);
+    assert!(rules(&of(&stores), [17, 21, 25]).iter().all(|rule| *rule != below && *rule != top));
+}

@@ -10,7 +10,7 @@ use profiler_common::row::{BASE_RBX, BY_FRAME_POINTER, OTHER_REGISTERS, Rule, SL
 
 use super::decode::{BOUNDARY, Code, ENTRY, FILLER, FRAME_LEFT, Flow, NONE, PUSHED_BACK, Region};
 use super::depth::{Depths, WORD};
-use super::effect::{Rsp, Use, writes};
+use super::effect::{Base, Effect, Place, Rsp, Use, writes};
 use super::solve::{Solution, falls, successors};
 
 /// Instructions between a pop and the pushes of the same word, and on the way to where a caller's frame is left, at
@@ -81,6 +81,7 @@ pub(super) fn begin(code: &mut Code, moved: &[Moved], solution: &Solution) -> bo
 /// The rules while return addresses are moved, and in front of what goes on in a frame.
 pub(super) fn rules(code: &Code, pieces: &[Region<'_>], moved: &[Moved], depths: &Depths) -> Vec<(u32, Rule)> {
     let mut rules = before_continuations(code, pieces);
+    rules.extend(dropped(code));
     for moved in moved.iter().filter(|moved| depths.at(moved.first) == Some(0)) {
         match moved.how {
             How::In(register) => {
@@ -97,7 +98,8 @@ pub(super) fn rules(code: &Code, pieces: &[Region<'_>], moved: &[Moved], depths:
                     |depth: i32| Rule::x86_64(BY_FRAME_POINTER, 0, (depth + 2 * WORD) / WORD).with_rbx(SLOT_UNKNOWN);
                 rules.extend(before.filter_map(|index| Some((index, over_caller(depths.at(index)?)))));
             }
-            How::Copied => {}
+            // The first round copies it: nothing says which one it is.
+            How::Copied => rules.extend(moved.inside.iter().map(|index| (*index, Rule::NO_FRAME_POINTER))),
         }
     }
     rules.sort_unstable_by_key(|(index, _rule)| *index);
@@ -114,6 +116,34 @@ fn before_continuations(code: &Code, pieces: &[Region<'_>]) -> Vec<(u32, Rule)> 
     let begins = |index: &u32| code.has(*index, BOUNDARY) && code.has(index - 1, FILLER);
     let continuations = (1..code.len()).filter(begins).filter(|index| finder.is_in_a_frame(code, *index));
     continuations.map(|index| (index - 1, Rule::X86_64_FRAME_POINTER)).collect()
+}
+
+/// The rules behind instructions that restore the caller's rbp, `mov (%rbp), %rbp`, up to where a frame is taken off the
+/// stack, and to the jump to another function from there.
+fn dropped(code: &Code) -> Vec<(u32, Rule)> {
+    let loads = |index: &u32| {
+        let Effect { uses: [rbp, _rbx], rsp, .. } = code.effect(*index);
+        *rbp == Use::Load(Place { base: Base::Rbp, offset: 0 }) && *rsp == Rsp::Deeper(0)
+    };
+    let loads = (0..code.len()).filter(|index| code.callees_pop && loads(index));
+    loads.filter_map(|load| dropped_behind(code, load)).flatten().collect()
+}
+
+fn dropped_behind(code: &Code, load: u32) -> Option<Vec<(u32, Rule)>> {
+    let behind = || load + 1..load.saturating_add(MOST_INSTRUCTIONS as u32);
+    let drop = behind().find(|index| code.effect(*index).rsp != Rsp::Deeper(0))?;
+    let Rsp::Deeper(bytes @ ..0) = code.effect(drop).rsp else { return None };
+    let jump = behind().find(|index| code.insn(*index).is_none_or(|insn| insn.flow != Flow::Next))?;
+    let insn = code.insn(jump)?;
+    let leaves = insn.flow == Flow::Away || insn.flow == Flow::Jump && code.has(insn.target, ENTRY);
+    let keeps = |index: u32| {
+        let effect = code.effect(index);
+        let stays = index == drop || effect.rsp == Rsp::Deeper(0);
+        stays && effect.uses[0] == Use::Nothing && effect.store.is_none() && code.jumps_to(index).next().is_none()
+    };
+    let is_whole = drop < jump && leaves && bytes % WORD == 0 && (load + 1..=jump).all(keeps);
+    let rule = |index| Rule::x86_64(0, 0, if index <= drop { 1 - bytes / WORD } else { 1 }).with_rbx(SLOT_UNKNOWN);
+    is_whole.then(|| (load + 1..=jump).map(|index| (index, rule(index))).collect())
 }
 
 impl Moved {
