@@ -64,6 +64,12 @@ const DEEP: usize = 400;
 const WAITS: &str = "/bin/waits 400 &
 until [ $(cat /proc/$!/task/*/stat | grep -c \") S \") = 7 ]; do sleep 0.1; done";
 
+/// Starts a program in the control group of a unit, as systemd does on a host without version 1, and one beside it.
+const UNIT: &str = "mkdir -p /sys/fs/cgroup/system.slice/chain.service
+sh -c \"echo \\$\\$ > /sys/fs/cgroup/system.slice/chain.service/cgroup.procs; exec /bin/chain12 60\" &
+until pidof chain12 > /dev/null; do sleep 0.1; done
+dd if=/dev/zero of=/dev/null bs=1M &";
+
 /// The cases of `cargo xtask vm`, in order.
 pub(crate) const CASES: &[Case] = &[
     Case {
@@ -109,6 +115,17 @@ pub(crate) const CASES: &[Case] = &[
         says: "",
         file: Some("/out/go.folded"),
         judge: go::judge,
+    },
+    Case {
+        name: "unit",
+        agent: true,
+        before: UNIT,
+        command: "/bin/spanflame record --unit chain -d 4s -o /out/unit.folded",
+        after: "killall chain12 dd",
+        exit: 0,
+        says: "filtered_process",
+        file: Some("/out/unit.folded"),
+        judge: judge_unit,
     },
     Case {
         name: "kptr_restrict",
@@ -207,6 +224,14 @@ fn judge_chain(text: &str) -> Result<String> {
         bail!("{measured}; {:.1}% is the least{others}", CHAIN_SHARE * 100.0);
     }
     Ok(measured + &others)
+}
+
+/// The chain, and nothing of what runs beside the unit.
+fn judge_unit(text: &str) -> Result<String> {
+    if let Some(other) = text.lines().find(|line| !line.starts_with("chain12;")) {
+        bail!("a stack of another process: {other}");
+    }
+    judge_chain(text)
 }
 
 /// `dd` from /dev/zero lives below `vfs_read` in every kernel; the function that clears memory has
