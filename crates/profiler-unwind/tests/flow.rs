@@ -379,6 +379,22 @@ fn what_makes_a_frame_for_its_caller_leads_to_the_caller_of_that() {
     assert_eq!(rules(&popping(file), [0, 4, 6, 7, 10, 11, 13]), [over, over, CUT, CUT, by_rbp, by_rbp, TOP]);
 }
 
+/// Each one has rules for its own code only.
+#[test]
+fn what_makes_frames_for_callers_may_be_there_more_than_once() {
+    // pop %r15; push %rbp; mov %rsp, %rbp; push %r15; ret 8.
+    let makes = [0x41, 0x5f, 0x55, 0x48, 0x89, 0xe5, 0x41, 0x57, 0xc2, 8, 0];
+    // push %rbx; pop %rbx; ret 8.
+    let other = [0x53, 0x5b, 0xc2, 8, 0];
+    let functions = [("f", true, 0), ("g", true, 16), ("h", true, 32)];
+    let file = popping(file(&[(0, &makes), (16, &other), (32, &makes)], &functions));
+    let over = Rule::x86_64(BY_FRAME_POINTER, 0, 2).with_rbx(SLOT_UNKNOWN);
+    for first in [0, 32] {
+        assert_eq!(rules(&file, [0, 2, 6, 8].map(|at| first + at)), [over, CUT, Rule::X86_64_FRAME_POINTER, TOP]);
+    }
+    assert_eq!(rules(&file, [16, 18]), [TOP; 2]);
+}
+
 /// V8's deoptimizer lets functions return to the beginning of `InterpreterEnterAtBytecode`.
 #[test]
 fn a_return_to_where_something_goes_on_in_a_frame_is_in_that_frame() {

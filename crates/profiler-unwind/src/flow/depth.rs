@@ -342,9 +342,9 @@ impl Depths {
         !code.has(to, ENTRY) && (!is_call || self.returns(code, from) || goes_on())
     }
 
-    /// Whether the depths at two instructions follow from one another.
-    pub(super) fn belong_together(&self, one: u32, other: u32) -> bool {
-        self.solution.component(one).is_some_and(|component| self.solution.component(other) == Some(component))
+    /// The depths at instructions with the same number follow from one another.
+    pub(super) fn component(&self, index: u32) -> Option<u32> {
+        self.solution.component(index)
     }
 
     /// Whether nothing tells how deep the stack is, also nothing that was contradicted.

@@ -3,7 +3,7 @@
 //! another frame begins there. Code that leaves its caller's frame (`BaselineLeaveFrame`) has that frame from its
 //! beginning, and what makes one for its caller (`BaselineOutOfLinePrologue`) pops the address and pushes it upon that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use profiler_common::row::{BASE_RBX, BY_FRAME_POINTER, OTHER_REGISTERS, Rule, SLOT_UNKNOWN};
@@ -82,6 +82,7 @@ pub(super) fn begin(code: &mut Code, moved: &[Moved], solution: &Solution) -> bo
 pub(super) fn rules(code: &Code, pieces: &[Region<'_>], moved: &[Moved], depths: &Depths) -> Vec<(u32, Rule)> {
     let mut rules = before_continuations(code, pieces);
     rules.extend(dropped(code));
+    rules.extend(before_frames(code, moved, depths));
     for moved in moved.iter().filter(|moved| depths.at(moved.first) == Some(0)) {
         match moved.how {
             How::In(register) => {
@@ -92,18 +93,27 @@ pub(super) fn rules(code: &Code, pieces: &[Region<'_>], moved: &[Moved], depths:
             How::FrameMade => {
                 let framed = moved.inside.iter().filter(|index| **index > moved.first + 2);
                 rules.extend(framed.map(|index| (*index, Rule::X86_64_FRAME_POINTER)));
-                // Who called this has no frame yet, so rbp leads over its caller: better over itself.
-                let before = (0..code.len()).filter(|index| depths.belong_together(*index, moved.first));
-                let over_caller =
-                    |depth: i32| Rule::x86_64(BY_FRAME_POINTER, 0, (depth + 2 * WORD) / WORD).with_rbx(SLOT_UNKNOWN);
-                rules.extend(before.filter_map(|index| Some((index, over_caller(depths.at(index)?)))));
             }
             // The first round copies it: nothing says which one it is.
             How::Copied => rules.extend(moved.inside.iter().map(|index| (*index, Rule::NO_FRAME_POINTER))),
         }
     }
-    rules.sort_unstable_by_key(|(index, _rule)| *index);
+    // Of two for one instruction the last one counts.
+    rules.sort_by_key(|(index, _rule)| *index);
     rules
+}
+
+/// Who calls what makes a frame for its caller has none yet, so rbp leads over its caller: better over itself.
+fn before_frames(code: &Code, moved: &[Moved], depths: &Depths) -> Vec<(u32, Rule)> {
+    let made = moved.iter().filter(|moved| moved.how == How::FrameMade && depths.at(moved.first) == Some(0));
+    let components: HashSet<u32> = made.filter_map(|moved| depths.component(moved.first)).collect();
+    if components.is_empty() {
+        return Vec::new();
+    }
+    let over_caller = |depth: i32| Rule::x86_64(BY_FRAME_POINTER, 0, (depth + 2 * WORD) / WORD).with_rbx(SLOT_UNKNOWN);
+    let before = (0..code.len())
+        .filter(|index| depths.component(*index).is_some_and(|component| components.contains(&component)));
+    before.filter_map(|index| Some((index, over_caller(depths.at(index)?)))).collect()
 }
 
 /// What begins with something in a frame, behind filling, goes on in it: nothing was called there, so a return address
