@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt as _;
 
 use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
 
-use super::process::CodeMapping;
+use super::process::{CodeMapping, Process};
 
 /// How far around an address a function that sets up a frame pointer is looked for, each way: generated
 /// functions are seldom larger, and all that one compiler makes are alike.
@@ -22,7 +22,7 @@ const PAUSE_NS: u64 = 100_000_000;
 const MOST_LOOKS: u32 = 16;
 /// Bytes that are read where generated code jumps out of that; V8's builtin that leaves a frame has 83.
 #[cfg(target_arch = "x86_64")]
-const ELSEWHERE_BYTES: usize = 256;
+const ELSEWHERE_BYTES: u64 = 256;
 /// Mappings of one process that are remembered, at most.
 const MOST: usize = 4096;
 
@@ -49,11 +49,11 @@ enum Seen {
 }
 
 impl FrameSetups {
-    /// Whether the generated code of `mapping` keeps frame pointers near `at`, where it goes on, as far as can be told at
-    /// `now`.
+    /// Whether the generated code of `mapping`, one of `process`, keeps frame pointers near `at`, where it goes on, as far
+    /// as can be told at `now`.
     /// Where a process has too many mappings to look at each, what was found last holds. It is believed of one that
     /// ended before it was looked at, or may not be read.
-    pub(super) fn has(&self, pid: Pid, mapping: &CodeMapping, at: VirtualAddress, now: MonotonicNs) -> bool {
+    pub(super) fn has(&self, process: &Process, mapping: &CodeMapping, at: VirtualAddress, now: MonotonicNs) -> bool {
         let looks = &mut *self.0.borrow_mut();
         let key = (mapping.start, mapping.since);
         match looks.seen.get(&key) {
@@ -64,7 +64,9 @@ impl FrameSetups {
         if !looks.may_look(now) {
             return looks.last.unwrap_or(true);
         }
-        let found = Nearby::read(pid, mapping, at).map_or(looks.last, |nearby| Some(nearby.keeps_frame_pointers(at)));
+        let nearby = Nearby::read(process.pid, mapping, at);
+        let end_of_code = |target| process.mapping_at(target, now).map(|mapping| mapping.end);
+        let found = nearby.map_or(looks.last, |nearby| Some(nearby.keeps_frame_pointers(at, end_of_code)));
         looks.last = found;
         if let Some(found) = found.filter(|_| looks.seen.len() < MOST || looks.seen.contains_key(&key)) {
             looks.seen.insert(key, if found { Seen::Setup } else { Seen::Nothing(now) });
@@ -105,15 +107,27 @@ impl Nearby {
         if code.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Self { memory, from, code }) }
     }
 
+    /// `end_of_code` says where the code ends that is at an address, if there is some.
     #[cfg(target_arch = "x86_64")]
-    fn keeps_frame_pointers(&self, at: VirtualAddress) -> bool {
-        let elsewhere = |target| read(&self.memory, target, ELSEWHERE_BYTES).ok();
+    fn keeps_frame_pointers(
+        &self,
+        at: VirtualAddress,
+        end_of_code: impl Fn(VirtualAddress) -> Option<VirtualAddress>,
+    ) -> bool {
+        let elsewhere = |target| {
+            let bytes = end_of_code(VirtualAddress(target))?.0.saturating_sub(target).min(ELSEWHERE_BYTES);
+            read(&self.memory, target, bytes as usize).ok()
+        };
         sets_up_a_frame(&self.code)
             || profiler_unwind::leaves_by_frame_pointer((self.from, &self.code), at.0, elsewhere)
     }
 
     #[cfg(target_arch = "aarch64")]
-    fn keeps_frame_pointers(&self, _at: VirtualAddress) -> bool {
+    fn keeps_frame_pointers(
+        &self,
+        _at: VirtualAddress,
+        _end_of_code: impl Fn(VirtualAddress) -> Option<VirtualAddress>,
+    ) -> bool {
         sets_up_a_frame(&self.code)
     }
 }

@@ -348,7 +348,7 @@ impl Process {
     /// Whether a frame pointer leads from generated code that goes on `at` an address to its caller; `time` is a
     /// sample's.
     pub(crate) fn keeps_frame_pointers(&self, code: &CodeMapping, at: VirtualAddress, time: MonotonicNs) -> bool {
-        self.frame_setups.has(self.pid, code, at, time)
+        self.frame_setups.has(self, code, at, time)
     }
 
     /// The kernel uses the state `number` from `now` on.
