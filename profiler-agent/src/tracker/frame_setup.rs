@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
 use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
@@ -92,19 +93,16 @@ impl Looks {
 
 /// The code around an address.
 struct Nearby {
-    memory: File,
-    from: u64,
-    code: Vec<u8>,
+    memory: Memory,
+    pieces: Vec<(u64, Vec<u8>)>,
 }
 
 impl Nearby {
     fn read(pid: Pid, mapping: &CodeMapping, at: VirtualAddress) -> io::Result<Self> {
-        let memory = File::open(format!("/proc/{pid}/mem"))?;
+        let memory = Memory::open(pid)?;
         let from = mapping.start.0.max(at.0.saturating_sub(NEAR_BYTES)) & !3;
         let until = mapping.end.0.min(at.0.saturating_add(NEAR_BYTES));
-        let code = read(&memory, from, usize::try_from(until.saturating_sub(from)).unwrap_or(0))?;
-        // The memory of a process that has ended has no bytes (`mem_rw` in linux/fs/proc/base.c).
-        if code.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Self { memory, from, code }) }
+        Ok(Self { pieces: memory.pieces(from, until)?, memory })
     }
 
     /// `end_of_code` says where the code ends that is at an address, if there is some.
@@ -115,11 +113,15 @@ impl Nearby {
         end_of_code: impl Fn(VirtualAddress) -> Option<VirtualAddress>,
     ) -> bool {
         let elsewhere = |target| {
-            let bytes = end_of_code(VirtualAddress(target))?.0.saturating_sub(target).min(ELSEWHERE_BYTES);
-            read(&self.memory, target, bytes as usize).ok()
+            let until = end_of_code(VirtualAddress(target))?.0.min(target.saturating_add(ELSEWHERE_BYTES));
+            let first = self.memory.pieces(target, until).ok()?.into_iter().next();
+            first.filter(|(from, _code)| *from == target).map(|(_from, code)| code)
         };
-        sets_up_a_frame(&self.code)
-            || profiler_unwind::leaves_by_frame_pointer((self.from, &self.code), at.0, elsewhere)
+        let leaves = |(from, code): &(u64, Vec<u8>)| {
+            (*from..from.saturating_add(code.len() as u64)).contains(&at.0)
+                && profiler_unwind::leaves_by_frame_pointer((*from, code), at.0, elsewhere)
+        };
+        self.set_up_frames() || self.pieces.iter().any(leaves)
     }
 
     #[cfg(target_arch = "aarch64")]
@@ -128,16 +130,72 @@ impl Nearby {
         _at: VirtualAddress,
         _end_of_code: impl Fn(VirtualAddress) -> Option<VirtualAddress>,
     ) -> bool {
-        sets_up_a_frame(&self.code)
+        self.set_up_frames()
+    }
+
+    fn set_up_frames(&self) -> bool {
+        self.pieces.iter().any(|(_from, code)| sets_up_a_frame(code))
     }
 }
 
-/// What is there of so many bytes, up to the first page that is not.
-fn read(memory: &File, from: u64, bytes: usize) -> io::Result<Vec<u8>> {
-    let mut code = vec![0; bytes];
-    let length = memory.read_at(&mut code, from)?;
-    code.truncate(length);
-    Ok(code)
+/// A process's memory. Only pages that are there are read: for others the kernel would wait for whoever has to bring
+/// them, without end where that is a file system in user space (FUSE) that does not answer.
+struct Memory {
+    bytes: File,
+    pages: File,
+}
+
+impl Memory {
+    fn open(pid: Pid) -> io::Result<Self> {
+        let open = |name| File::open(format!("/proc/{pid}/{name}"));
+        Ok(Self { bytes: open("mem")?, pages: open("pagemap")? })
+    }
+
+    /// What is there of `[from, until)`, in ascending order, and where each piece begins.
+    fn pieces(&self, from: u64, until: u64) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let present = self.present(from, until)?;
+        present.into_iter().map(|range| Ok((range.start, self.read(range)?))).collect()
+    }
+
+    /// Pages that are there, as far as they belong to `[from, until)`; those next to each other are one range.
+    fn present(&self, from: u64, until: u64) -> io::Result<Vec<Range<u64>>> {
+        /// 64 bits for each page, of which the highest one says that it is there
+        /// (linux/Documentation/admin-guide/mm/pagemap.rst).
+        const ENTRY_BYTES: u64 = 8;
+        const PRESENT: u64 = 1 << 63;
+        let page_bytes = rustix::param::page_size() as u64;
+        let first = from / page_bytes;
+        let count = until.div_ceil(page_bytes).saturating_sub(first);
+        let mut entries = vec![0; usize::try_from(count * ENTRY_BYTES).unwrap_or(0)];
+        let length = self.pages.read_at(&mut entries, first * ENTRY_BYTES)?;
+        // A process that has ended has no pages (`pagemap_read` in linux/fs/proc/task_mmu.c).
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        entries.truncate(length);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for (page, _entry) in
+            (first..).zip(entries.as_chunks().0).filter(|(_page, entry)| u64::from_ne_bytes(**entry) & PRESENT != 0)
+        {
+            let (start, end) = ((page * page_bytes).max(from), (page + 1).saturating_mul(page_bytes).min(until));
+            match ranges.last_mut().filter(|last| last.end == start) {
+                Some(last) => last.end = end,
+                None => ranges.push(start..end),
+            }
+        }
+        Ok(ranges)
+    }
+
+    fn read(&self, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let mut code = vec![0; usize::try_from(range.end - range.start).unwrap_or(0)];
+        let length = self.bytes.read_at(&mut code, range.start)?;
+        // Nor has it bytes (`mem_rw` in linux/fs/proc/base.c).
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        code.truncate(length);
+        Ok(code)
+    }
 }
 
 /// `push %rbp` and, as the next instruction, `mov %rsp, %rbp` in either encoding; or, behind what else is saved,
@@ -175,6 +233,28 @@ mod tests {
         let start = 7 * PAUSE_NS;
         let counts = [start, start + PAUSE_NS - 1, start + PAUSE_NS].map(&mut may_look);
         assert_eq!(counts, [MOST_LOOKS as usize, 0, MOST_LOOKS as usize]);
+    }
+
+    #[test]
+    fn pages_that_are_not_there_are_not_read() {
+        /// So far apart that no huge page holds both, and so much that it is mapped for this test only.
+        const APART: usize = 32 << 20;
+        let page_bytes = rustix::param::page_size();
+        let mut zeroes = vec![0_u8; 3 * APART];
+        let touched = zeroes.as_ptr().addr().next_multiple_of(page_bytes) - zeroes.as_ptr().addr() + APART;
+        std::hint::black_box(&mut zeroes)[touched + 5] = 7;
+        let memory = Memory::open(Pid(std::process::id())).unwrap();
+        let first = zeroes.as_ptr().addr() as u64 + touched as u64;
+        let page = memory.pieces(first + 5, first + page_bytes as u64).unwrap();
+        let [(from, bytes)] = page.as_slice() else { panic!("{} pieces", page.len()) };
+        assert_eq!((*from, bytes.len(), bytes[0], bytes[1]), (first + 5, page_bytes - 5, 7, 0));
+        let other = first + APART as u64;
+        assert_eq!(memory.pieces(other, other + 2 * page_bytes as u64).unwrap(), []);
+        // What is not there parts what is.
+        std::hint::black_box(&mut zeroes)[touched + APART] = 8;
+        let both = memory.present(first, other + 1).unwrap();
+        assert_eq!((both.first().unwrap().start, both.last().unwrap()), (first, &(other..other + 1)));
+        assert!(both.len() >= 2);
     }
 
     #[cfg(target_arch = "x86_64")]
