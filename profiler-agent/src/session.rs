@@ -321,9 +321,8 @@ impl Session {
 
     fn answered(&mut self, reply: Reply) {
         match reply {
-            Reply::Table { key, result, source, contents } => {
+            Reply::Table { key, result, source } => {
                 let result = self.tracker.unless_rewritten(key, result);
-                self.tracker.note_contents(key, contents.filter(|_| result.is_ok()));
                 self.tracker.keep_table(key, &result, source);
                 self.tracker.table_built(key, result);
                 self.request_tables();

@@ -193,9 +193,10 @@ impl Interest {
         selected.wanted()
     }
 
-    /// Processes that came to be of interest as they are: what they have mapped is not known.
-    pub(super) fn take_unscanned(&mut self) -> Vec<(Pid, MonotonicNs)> {
-        self.selected.as_mut().map(Selected::take_unscanned).unwrap_or_default()
+    /// Processes that came to be of interest as they are: what they have mapped is not known. Those that are not due
+    /// stay.
+    pub(super) fn take_unscanned(&mut self, is_due: impl Fn(Pid) -> bool) -> Vec<(Pid, MonotonicNs)> {
+        self.selected.as_mut().map(|selected| selected.take_unscanned(is_due)).unwrap_or_default()
     }
 
     /// Has no more samples taken of these processes, which bring some and are not wanted, unless one of `events` that

@@ -147,6 +147,7 @@ impl Tracker {
         for mapping in &mappings {
             self.map(pid, mapping, (ALWAYS, ALWAYS), eager);
         }
+        self.rest(pid, scanned_at);
     }
 
     /// Applies what happened up to `until`, and tells the kernel. Later records stay: of another CPU
@@ -164,9 +165,12 @@ impl Tracker {
         self.publish_touched();
     }
 
-    /// Reads what processes have mapped that came to be of interest as they are.
+    /// Reads what processes have mapped that came to be of interest as they are. One that comes and goes is read now
+    /// and then.
     fn scan_new(&mut self) {
-        for (pid, since) in self.interest.take_unscanned() {
+        let now = clock::monotonic();
+        let is_due = |pid| self.processes.get(&pid).is_none_or(|process| process.rescan_from <= now);
+        for (pid, since) in self.interest.take_unscanned(is_due) {
             if self.processes.contains_key(&pid) {
                 self.rescan_process(pid, since);
             } else {

@@ -110,6 +110,8 @@ pub(crate) struct Process {
     known_up_to: MonotonicNs,
     /// Records up to this time are in the scan of /proc already.
     pub(crate) scanned_at: MonotonicNs,
+    /// When it is read from there again, at the earliest, for having come to be of interest once more.
+    pub(crate) rescan_from: MonotonicNs,
     generations: VecDeque<Generation>,
     pub(crate) slot: Option<Slot>,
     /// Its ranges in the kernel are not those of `live`.
@@ -142,6 +144,7 @@ impl Process {
             has_copies: false,
             known_up_to: since,
             scanned_at: ALWAYS,
+            rescan_from: ALWAYS,
             generations: VecDeque::new(),
             slot: None,
             dirty: true,

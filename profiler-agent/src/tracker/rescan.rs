@@ -12,9 +12,16 @@ use crate::kernel::sideband::{Mapping, SidebandEvent};
 use crate::proc_fs;
 use crate::worker::FileKey;
 
-/// From one reading of all of /proc to the next, at least, and how many times what the last one took.
+/// From one reading of all of /proc, or of one process there, to the next, at least, and how many times what the last
+/// one took.
 const RESCAN_NS: u64 = 500_000_000;
 const RESCAN_FACTOR: u64 = 10;
+
+/// The earliest time for the next reading after one that began at `began` and ended at `ended`.
+fn next_after(began: MonotonicNs, ended: MonotonicNs) -> MonotonicNs {
+    let cost_ns = ended.0.saturating_sub(began.0);
+    MonotonicNs(ended.0.saturating_add(RESCAN_NS.max(cost_ns.saturating_mul(RESCAN_FACTOR))))
+}
 
 impl Tracker {
     /// Reads /proc again if records are missing. `events`, those that are not applied yet, are applied
@@ -26,9 +33,7 @@ impl Tracker {
         let began = clock::monotonic();
         self.rescan(since);
         self.gap_since = None;
-        let ended = clock::monotonic();
-        let cost_ns = ended.0.saturating_sub(began.0);
-        self.rescan_from = MonotonicNs(ended.0 + RESCAN_NS.max(cost_ns.saturating_mul(RESCAN_FACTOR)));
+        self.rescan_from = next_after(began, clock::monotonic());
         self.publish();
     }
 
@@ -82,5 +87,26 @@ impl Tracker {
         for (mapping, file) in found {
             process.map((mapping.start, mapping.end), mapping.file_offset, file, lost_from);
         }
+        self.rest(pid, scanned_at);
+    }
+
+    /// Leaves a process alone for a while that was read since `began`.
+    pub(super) fn rest(&mut self, pid: Pid, began: MonotonicNs) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.rescan_from = next_after(began, clock::monotonic());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_long_is_read_less_often() {
+        assert_eq!(next_after(MonotonicNs(5), MonotonicNs(7)), MonotonicNs(7 + RESCAN_NS));
+        let (began, ended) = (MonotonicNs(5), MonotonicNs(5 + RESCAN_NS));
+        assert_eq!(next_after(began, ended), MonotonicNs(ended.0 + 10 * RESCAN_NS));
+        assert_eq!(next_after(began, MonotonicNs(u64::MAX)), MonotonicNs(u64::MAX));
     }
 }

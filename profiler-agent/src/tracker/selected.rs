@@ -28,7 +28,7 @@ pub(super) struct Selected {
     /// Whose control group is looked at next; the last one first.
     recheck: Vec<Pid>,
     /// Wanted, without having begun to be by a fork or an exec, since then.
-    unscanned: Vec<(Pid, MonotonicNs)>,
+    unscanned: HashMap<Pid, MonotonicNs>,
 }
 
 /// A process that could be meant.
@@ -106,9 +106,13 @@ impl Selected {
         self.known.get(&pid).map_or(Verdict::Unknown, |known| known.verdict_at(time))
     }
 
-    /// Processes that came to be wanted as they are: what they have mapped is not known.
-    pub(super) fn take_unscanned(&mut self) -> Vec<(Pid, MonotonicNs)> {
-        std::mem::take(&mut self.unscanned)
+    fn came_as_it_is(&mut self, pid: Pid, since: MonotonicNs) {
+        self.unscanned.entry(pid).or_insert(since);
+    }
+
+    /// Processes that came to be wanted as they are: what they have mapped is not known. Those that are not due stay.
+    pub(super) fn take_unscanned(&mut self, is_due: impl Fn(Pid) -> bool) -> Vec<(Pid, MonotonicNs)> {
+        self.unscanned.extract_if(|pid, _since| is_due(*pid)).collect()
     }
 
     /// Has no more samples taken of processes that are not wanted, unless one of `events` may change that.
@@ -198,6 +202,8 @@ impl Selected {
                 known.may_have_moved = true;
                 known.exec = Some(time);
                 known.ended = None;
+                // What the new program maps is told.
+                self.unscanned.remove(&pid);
                 // The kernel has done so, unless it was told to pause just then.
                 if std::mem::take(&mut known.is_paused) {
                     followed.pause(pid, false);
@@ -218,7 +224,7 @@ impl Selected {
                 // What it maps is told.
                 let is_new_program = known.exec.is_some();
                 if self.decide(pid, time, followed) && !is_new_program {
-                    self.unscanned.push((pid, time));
+                    self.came_as_it_is(pid, time);
                 }
             }
             _ => {}
@@ -305,7 +311,7 @@ impl Selected {
             if let Some(known) = self.known.get_mut(&pid) {
                 known.may_have_moved = true;
                 if self.decide(pid, now, followed) {
-                    self.unscanned.push((pid, now));
+                    self.came_as_it_is(pid, now);
                 }
             }
         }
@@ -315,6 +321,7 @@ impl Selected {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::select::{SelectOptions, Selector};
 
     #[test]
     fn a_sample_is_judged_by_its_own_time() {
@@ -330,6 +337,19 @@ mod tests {
         assert_eq!(at(&known), [no, no, yes, yes, yes, yes]);
         known.forget(MonotonicNs(60));
         assert_eq!(at(&known), [yes; 6], "what was before is forgotten");
+    }
+
+    #[test]
+    fn who_comes_and_goes_is_read_once_it_is_due() {
+        let options = SelectOptions { name: vec![Selector::name("^yes$").unwrap()], ..SelectOptions::default() };
+        let mut selected = Selected::new(options.selection().unwrap());
+        let [flips, other] = [1, 2].map(Pid);
+        for (pid, time) in [(flips, 10), (other, 20), (flips, 30)] {
+            selected.came_as_it_is(pid, MonotonicNs(time));
+        }
+        assert_eq!(selected.take_unscanned(|pid| pid != flips), [(other, MonotonicNs(20))]);
+        assert_eq!(selected.take_unscanned(|_all| true), [(flips, MonotonicNs(10))], "since it came first");
+        assert!(selected.take_unscanned(|_all| true).is_empty());
     }
 
     #[test]
