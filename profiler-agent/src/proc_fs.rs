@@ -110,7 +110,12 @@ pub(crate) fn name(pid: Pid) -> Option<String> {
 
 /// The file name of the program that a process runs; none for threads of the kernel, and when it has ended.
 pub(crate) fn program_name(pid: Pid) -> Option<String> {
-    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let of_thread = |_ended| {
+        // A first thread that has ended shows none; any other thread does.
+        let thread = living_thread(pid).filter(|thread| *thread != pid)?;
+        fs::read_link(format!("/proc/{pid}/task/{thread}/exe")).ok()
+    };
+    let program = fs::read_link(format!("/proc/{pid}/exe")).map_or_else(of_thread, Some)?;
     file_name(program.as_os_str())
 }
 

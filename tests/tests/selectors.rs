@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
 use spanflame_tests::cgroup::{Cgroup, enter, shell_in};
-use spanflame_tests::system::{Program, children, name, wait_for};
+use spanflame_tests::system::{Program, children, name, state_of_threads, wait_for};
 use spanflame_tests::{Lab, Profile, Running, lab};
 
 /// Longer than a test takes.
@@ -71,6 +71,18 @@ fn by_name() {
     let both = doctor("^other-");
     let said = String::from_utf8_lossy(&both.stderr);
     assert!(both.status.code() == Some(1) && said.contains("Choose one with -p"), "{said}");
+}
+
+/// A process whose first thread has ended is known by its program's name, too.
+#[test]
+fn without_a_first_thread() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let program = lab.copy("leaderless", folder.path(), "leaderless-by-a-long-name");
+    let program = Program::start(&program, &[FOR_LONG_MS]);
+    wait_for("the first thread to end", || state_of_threads(program.pid(), 'Z') == 1);
+    let profile = lab.record(&["-d", "1s", "-F", "499", "--name", "^leaderless-by-a-long-name$"]).start().profile();
+    assert_eq!(processes(&profile), BTreeSet::from(["leaderless-by-a"]));
 }
 
 /// Processes that live for 5 ms, made by a shell that is not wanted, beside a program that wants all CPUs.
