@@ -178,11 +178,12 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
     raise_open_files();
     let (mut session, started_ns) = start(options, launched.as_ref()).await?;
     let stopped = wait_for_end(&mut session, options, launched.as_mut(), &mut signals).await?;
+    let has_matched = session.has_matched();
     // First of all it stops sampling; the command is told to end while the profile is finished. When
     // there is no profile, there is nothing to wait for either.
     let delivered = async {
         let profile = finish(session, started_ns, &mut signals).await?;
-        Ok::<_, RecordError>(deliver(options, &profile, outputs))
+        Ok::<_, RecordError>(deliver(options, &profile, has_matched, outputs))
     };
     let ended = async {
         Ok(match &mut launched {
@@ -247,9 +248,15 @@ pub(crate) async fn finish(
 }
 
 /// Writes and prints the profile, each output as far as it goes: a full disk costs one file.
-fn deliver(options: &Record, profile: &Profile, mut outputs: Vec<Output>) -> Result<(), RecordError> {
+fn deliver(
+    options: &Record,
+    profile: &Profile,
+    has_matched: bool,
+    mut outputs: Vec<Output>,
+) -> Result<(), RecordError> {
+    let why_empty = report::why_empty(profile, has_matched);
     let written: Vec<_> = outputs.iter_mut().map(|output| output.write(profile)).collect();
-    let printed = print(options, profile);
+    let printed = print(options, profile, why_empty.as_deref());
     let mut failures = Vec::new();
     for (output, written) in outputs.iter().zip(written) {
         match written {
@@ -258,7 +265,7 @@ fn deliver(options: &Record, profile: &Profile, mut outputs: Vec<Output>) -> Res
         }
     }
     failures.extend(printed.err());
-    report::tell(profile);
+    report::tell(profile, why_empty.as_deref());
     let last: Option<RecordError> = failures.pop();
     for failure in failures {
         cli::complain(&cli::with_causes(&failure));
@@ -267,14 +274,14 @@ fn deliver(options: &Record, profile: &Profile, mut outputs: Vec<Output>) -> Res
 }
 
 /// Prints what was asked for on stdout: the table is the answer when there are no files.
-fn print(options: &Record, profile: &Profile) -> Result<(), RecordError> {
+fn print(options: &Record, profile: &Profile, why_empty: Option<&str>) -> Result<(), RecordError> {
     let text = if options.json {
         let mut json = Top::of(profile).json()?;
         json.push(b'\n');
         json
     } else if !options.output.is_empty() {
         return Ok(());
-    } else if let Some(why) = report::why_empty(profile) {
+    } else if let Some(why) = why_empty {
         format!("No functions to show: {why}.\n").into_bytes()
     } else {
         Top::of(profile).table(TABLE_ROWS, report::terminal_width()).into_bytes()

@@ -33,16 +33,16 @@ impl Progress {
     }
 }
 
-/// Says on stderr how good the profile is.
-pub(crate) fn tell(profile: &Profile) {
-    cli::complain(&summary(profile));
+/// Says on stderr how good the profile is, or why it is empty.
+pub(crate) fn tell(profile: &Profile, why_empty: Option<&str>) {
+    cli::complain(&summary(profile, why_empty));
     cli::complain(&conservation(profile));
     for note in profile.notes() {
         cli::complain(note);
     }
 }
 
-fn summary(profile: &Profile) -> String {
+fn summary(profile: &Profile, why_empty: Option<&str>) -> String {
     let figures = Figures::of(profile);
     let quality = &profile.quality;
     let mut text = format!("{} samples in {:.1} s", figures.samples, profile.about().duration_ns as f64 / 1e9);
@@ -56,18 +56,19 @@ fn summary(profile: &Profile) -> String {
     if let Some(missed) = quality.missed_by_kernel {
         text.push_str(&format!(", {} missed by the kernel (+- {})", missed.count, missed.uncertainty));
     }
-    if let Some(why) = why_empty(profile) {
+    if let Some(why) = why_empty {
         text.push_str(&format!("; {why}"));
     }
     text
 }
 
-/// Why there are no samples; `None` when there are.
-pub(crate) fn why_empty(profile: &Profile) -> Option<String> {
+/// Why there are no samples, of processes that matched what was asked for or of none; `None` when there are.
+pub(crate) fn why_empty(profile: &Profile, has_matched: bool) -> Option<String> {
     if Figures::of(profile).samples > 0 {
         return None;
     }
     Some(match profile.quality.samples_lost() {
+        0 if !has_matched => "no process matched".to_owned(),
         0 => "no CPU time was used (idle and waiting threads are not sampled)".to_owned(),
         lost => format!("all samples were lost ({lost})"),
     })

@@ -213,6 +213,11 @@ impl Session {
         [&self.tables_worker, &self.symbols_worker, &self.generated_worker].map(|worker| worker.child_id().map(Pid))
     }
 
+    /// Whether there was a process of interest, now or before.
+    pub(crate) fn has_matched(&self) -> bool {
+        self.tracker.has_matched()
+    }
+
     /// Whether all processes of interest have ended.
     pub(crate) fn all_ended(&self) -> bool {
         self.tracker.all_ended()

@@ -252,4 +252,8 @@ fn nothing_matches() {
     }
     let profile = lab.record(&["-d", "300ms", "--name", "^spanflame-naer$", "--wait"]).start().profile();
     assert!(profile.stacks.is_empty(), "{:?}", profile.stacks);
+    let waited = lab.output(&["record", "-d", "300ms", "--name", "^spanflame-naer$", "--wait"]);
+    for said in [&waited.stdout, &waited.stderr].map(|text| String::from_utf8_lossy(text)) {
+        assert!(said.contains("no process matched") && !said.contains("no CPU time"), "{said}");
+    }
 }

@@ -86,6 +86,11 @@ impl Interest {
         }
     }
 
+    /// Whether there was a process of interest, now or before.
+    pub(crate) fn has_matched(&self) -> bool {
+        self.selected.as_ref().is_none_or(Selected::has_matched)
+    }
+
     /// What is said of samples of a process at some time.
     pub(crate) fn verdict(&self, pid: Pid, time: MonotonicNs) -> Verdict {
         match &self.selected {

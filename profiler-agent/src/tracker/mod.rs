@@ -467,6 +467,11 @@ impl Tracker {
         self.refused.contains(&pid) && !self.processes.contains_key(&pid)
     }
 
+    /// Whether there was a process of interest, now or before.
+    pub(crate) fn has_matched(&self) -> bool {
+        self.interest.has_matched()
+    }
+
     /// Whether all processes of interest have ended.
     pub(crate) fn all_ended(&self) -> bool {
         self.interest.all(|pid| self.is_over(pid))

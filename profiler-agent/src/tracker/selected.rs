@@ -29,6 +29,8 @@ pub(super) struct Selected {
     recheck: Vec<Pid>,
     /// Wanted, without having begun to be by a fork or an exec, since then.
     unscanned: HashMap<Pid, MonotonicNs>,
+    /// Some process was wanted at some time.
+    has_matched: bool,
 }
 
 /// A process that could be meant.
@@ -90,11 +92,16 @@ impl Known {
 impl Selected {
     pub(super) fn new(selection: Selection) -> Self {
         let (barred, known, recheck, unscanned) = Default::default();
-        Self { selection, barred, known, recheck, unscanned }
+        Self { selection, barred, known, recheck, unscanned, has_matched: false }
     }
 
     pub(super) fn names_processes(&self) -> bool {
         self.selection.names_processes()
+    }
+
+    /// Whether a process was wanted, now or before.
+    pub(super) const fn has_matched(&self) -> bool {
+        self.has_matched
     }
 
     /// Leaves out what nobody wants to see, from now on.
@@ -166,7 +173,9 @@ impl Selected {
     /// Looks at a process that was there already.
     pub(super) fn learn(&mut self, pid: Pid, since: MonotonicNs) {
         let facts = Facts { barred: self.barred.contains(&pid), ..self.selection.facts(pid) };
-        self.known.insert(pid, Known::new(facts, since, self.selection.judge(&facts)));
+        let verdict = self.selection.judge(&facts);
+        self.has_matched |= verdict == Verdict::Wanted;
+        self.known.insert(pid, Known::new(facts, since, verdict));
     }
 
     /// Learns from a record; the kernel samples the whole node or some of it, with their children or without.
@@ -265,6 +274,7 @@ impl Selected {
             }
         }
         let came = known.say(self.selection.judge(&known.facts), time);
+        self.has_matched |= came;
         if came && std::mem::take(&mut known.is_paused) {
             followed.pause(pid, false);
         }
