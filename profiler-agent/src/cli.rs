@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use profiler_model::clean;
 
 use crate::select::{HEADING, SelectOptions};
@@ -167,6 +167,8 @@ pub struct TableOptions {
 
 /// `spanflame record`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("parents").args(["pid", "exec"]).multiple(true)))]
+#[command(group(ArgGroup::new("selectors").args(["name", "unit", "container", "cgroup"]).multiple(true)))]
 pub struct Record {
     /// Profile this process: all its threads, and its children. Repeatable
     #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
@@ -175,14 +177,14 @@ pub struct Record {
     /// Profile the whole node; idle CPUs are left out
     #[arg(short, long, conflicts_with = "exec")]
     pub all: bool,
-    /// Leave out children of the profiled processes
-    #[arg(long, conflicts_with = "all")]
+    /// Leave out children of the processes of -p, or of COMMAND
+    #[arg(long, conflicts_with = "all", requires = "parents")]
     pub no_children: bool,
     /// Which processes, by what they are.
     #[command(flatten)]
     pub select: SelectOptions,
     /// Begin although no process matches the selectors yet, and record those that are to come
-    #[arg(long, help_heading = HEADING)]
+    #[arg(long, help_heading = HEADING, requires = "selectors")]
     pub wait: bool,
     /// Stop after this time: 10s, 500ms, 2m, 1h; a COMMAND is ended then (default: at Ctrl-C, or when
     /// the processes have ended)
@@ -376,6 +378,10 @@ mod tests {
             (&["--foo"], ["'--foo'", "unexpected"]),
             (&["1234"], ["'1234'", "-p PID"]),
             (&["-a", "-o"], ["--output", "required"]),
+            (&["--name", "x", "--no-children"], ["required", "--pid <PID>"]),
+            (&["-a", "--no-children"], ["--all", "cannot be used with"]),
+            (&["-p", "1", "--wait"], ["required", "--name <REGEX>"]),
+            (&["-a", "--exclude", "name=x", "--wait"], ["required", "--unit <UNIT>"]),
         ];
         for (arguments, words) in lines {
             let line = refused(&[&["record"], arguments].concat()).unwrap();
@@ -395,6 +401,13 @@ mod tests {
         ] {
             let line = refused(arguments).unwrap();
             assert!(words.iter().all(|word| line.contains(word)), "{line}");
+        }
+        for valid in [
+            ["-p", "1", "--no-children", "--name", "x"].as_slice(),
+            &["--no-children", "--", "make"],
+            &["--wait", "--unit", "x", "-p", "1"],
+        ] {
+            assert!(Cli::try_parse_from([&["spanflame", "record"], valid].concat()).is_ok(), "{valid:?}");
         }
         for answer in [&["--help"][..], &["--version"], &["dump", "--help"], &[]] {
             assert_eq!(refused(answer), None, "{answer:?}");
