@@ -63,8 +63,9 @@ const EXAMPLES: &str = "Examples:
   spanflame record --container 4f0a --exclude name=^sh$ one container, without its shells
 
 -p, a COMMAND and selectors narrow each other down: --name cc1 -- make records only the compilers. A selected process
-is recorded for as long as it matches, and so is one that is started, renamed or moved (noticed some seconds later)
-meanwhile. Its children are selected only if they match themselves.
+is recorded for as long as it matches, and so is one that is started, renamed or moved meanwhile (a move is noticed
+some seconds later, of 3000 processes half a minute: 100 are looked at each second). Its children are
+selected only if they match themselves.
 
 Output files (-o) by the end of their names:
   .svg     flame graph        .folded  folded stacks        .pb.gz  pprof (go tool pprof)
