@@ -282,7 +282,10 @@ impl Session {
         let now = clock::monotonic();
         self.drain();
         self.settle();
-        self.tracker.pause(std::mem::take(&mut self.waiting.unwanted), &self.events);
+        if self.tracker.pause(std::mem::take(&mut self.waiting.unwanted), &self.events) {
+            // The kernel sampled it again if it has executed a program since the last look, and was told not to.
+            self.drain();
+        }
         if now.0.saturating_sub(self.tidied.0) >= TIDY_NS {
             self.tidied = now;
             let oldest = [self.waiting.oldest(), self.generated.oldest()].into_iter().flatten().min();

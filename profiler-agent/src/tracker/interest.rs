@@ -205,11 +205,9 @@ impl Interest {
     }
 
     /// Has no more samples taken of these processes, which bring some and are not wanted, unless one of `events` that
-    /// are to come may change that.
-    pub(super) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent], followed: &mut Followed) {
-        if let Some(selected) = &mut self.selected {
-            selected.pause(pids, events, followed);
-        }
+    /// are to come may change that. Returns whether there were such.
+    pub(super) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent], followed: &mut Followed) -> bool {
+        self.selected.as_mut().is_some_and(|selected| selected.pause(pids, events, followed))
     }
 
     /// Notices processes that were moved to another control group, and forgets those that have ended: samples from

@@ -435,9 +435,10 @@ impl Tracker {
         self.interest.verdict(pid, time)
     }
 
-    /// Has no more samples taken of processes that bring some and are not wanted; `events` are to come.
-    pub(crate) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent]) {
-        self.interest.pause(pids, events, &mut self.followed);
+    /// Has no more samples taken of processes that bring some and are not wanted; `events` are to come. Returns
+    /// whether there were such: an exec that has not been read may need to be answered at once.
+    pub(crate) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent]) -> bool {
+        self.interest.pause(pids, events, &mut self.followed)
     }
 
     pub(crate) fn process(&self, pid: Pid) -> Option<&Process> {

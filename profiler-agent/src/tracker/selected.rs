@@ -122,15 +122,19 @@ impl Selected {
         self.unscanned.extract_if(|pid, _since| is_due(*pid)).collect()
     }
 
-    /// Has no more samples taken of processes that are not wanted, unless one of `events` may change that.
-    pub(super) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent], followed: &mut Followed) {
+    /// Has no more samples taken of processes that are not wanted, unless one of `events` may change that. Returns
+    /// whether there were such.
+    pub(super) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent], followed: &mut Followed) -> bool {
+        let mut has_paused = false;
         for pid in pids {
             let Some(known) = self.known.get_mut(&pid) else { continue };
             if !known.is_paused && !known.is_wanted() && events.iter().all(|event| event.pid != pid) {
                 known.is_paused = true;
                 followed.pause(pid, true);
+                has_paused = true;
             }
         }
+        has_paused
     }
 
     /// Forgets what only samples from before `needed_from` can need. Returns the processes that have ended.
