@@ -93,6 +93,7 @@ impl Looks {
 
 /// The code around an address.
 struct Nearby {
+    #[cfg(target_arch = "x86_64")]
     memory: Memory,
     pieces: Vec<(u64, Vec<u8>)>,
 }
@@ -102,7 +103,12 @@ impl Nearby {
         let memory = Memory::open(pid)?;
         let from = mapping.start.0.max(at.0.saturating_sub(NEAR_BYTES)) & !3;
         let until = mapping.end.0.min(at.0.saturating_add(NEAR_BYTES));
-        Ok(Self { pieces: memory.pieces(from, until)?, memory })
+        let pieces = memory.pieces(from, until)?;
+        Ok(Self {
+            #[cfg(target_arch = "x86_64")]
+            memory,
+            pieces,
+        })
     }
 
     /// `end_of_code` says where the code ends that is at an address, if there is some.
