@@ -14,7 +14,7 @@ use crate::locate::{LocatedFrame, LocatedSample};
 use crate::source_map::SourceMap;
 use crate::symbols::Wanted;
 use crate::tracker::{ALWAYS, Code, Executable, Tracker};
-use crate::worker::{FileKey, Frame, Meaning};
+use crate::worker::{ContentsDigest, FileKey, Frame, Meaning};
 
 /// The kernel's half of the address space, on x86_64 and aarch64.
 const KERNEL_START: VirtualAddress = VirtualAddress(1 << 63);
@@ -31,12 +31,11 @@ struct Place {
 }
 
 /// What makes files the same program: copies of it are one for the profile, or each new copy would bring all its
-/// mappings and locations anew. Only of files with a build id.
+/// mappings and locations anew. A build id says too little: it can be forged, and ld's does not tell names apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Program {
     path: StringId,
-    build_id: StringId,
-    size_bytes: Option<u64>,
+    contents: ContentsDigest,
 }
 
 /// A mapping as the profile has it. Processes have the same file at different addresses; the profile shows
@@ -59,6 +58,8 @@ pub(crate) struct Aggregator {
     mappings: HashMap<Place, Shown>,
     kernel_mapping: MappingId,
     known: HashSet<LocationId>,
+    /// Addresses that could not be asked for, or in vain: another copy of the file may tell.
+    failed: HashSet<(FileKey, Svma)>,
     /// The locations of each address of a file: one for each way to find it.
     locations: HashMap<(FileKey, Svma), Vec<LocationId>>,
     pub(crate) wanted: Wanted,
@@ -106,6 +107,7 @@ impl Aggregator {
             mappings: HashMap::new(),
             kernel_mapping,
             known: HashSet::new(),
+            failed: HashSet::new(),
             locations: HashMap::new(),
             wanted: Wanted::default(),
             kernel_wanted: Vec::new(),
@@ -212,10 +214,15 @@ impl Aggregator {
             if let Some(start) = start {
                 self.profile.set_function_start(location, start);
             }
-        } else if let (true, Some(file)) = (locations.is_empty(), file) {
-            self.wanted.add(first, file, address);
+        } else if (locations.is_empty() || self.failed.remove(&(first, address)))
+            && !file.is_some_and(|file| self.wanted.add(first, file, address))
+        {
+            self.failed.insert((first, address));
+            self.known.remove(&location);
         }
-        locations.push(location);
+        if !locations.contains(&location) {
+            locations.push(location);
+        }
     }
 
     fn mapping(&mut self, owner: Option<(Pid, MonotonicNs)>, code: Code, tracker: &Tracker) -> Shown {
@@ -250,24 +257,30 @@ impl Aggregator {
     }
 
     fn first_of_program(&mut self, file: FileKey, executable: Option<&Executable>) -> FileKey {
-        let is_program = |executable: &&Executable| !executable.build_id.is_empty() && !executable.is_unread();
-        let Some(executable) = executable.filter(is_program) else { return file };
+        let Some((executable, contents)) = executable.and_then(|known| Some((known, known.contents?))) else {
+            return file;
+        };
         if let Some(first) = executable.first_of_program.get() {
             return first;
         }
-        let program = Program {
-            path: self.profile.string(&executable.path),
-            build_id: self.profile.string(&executable.build_id),
-            size_bytes: executable.size_bytes(),
-        };
-        let first = *self.programs.entry(program).or_insert(file);
+        let path = self.profile.string(&executable.path);
+        let first = *self.programs.entry(Program { path, contents }).or_insert(file);
         executable.first_of_program.set(Some(first));
         first
     }
 
-    /// A file that can't be asked stands for no other any more.
-    pub(crate) fn stands_alone(&mut self, file: FileKey) {
-        self.programs.retain(|_program, first| *first != file);
+    /// A copy of the file that `first` stands for did not tell what it was asked for: the next one that brings a sample
+    /// is asked.
+    pub(crate) fn ask_another(&mut self, first: FileKey) {
+        for ((file, address), locations) in &self.locations {
+            let is_unknown = |location: &LocationId| self.profile.lines(*location).is_none();
+            if *file == first && locations.first().is_some_and(is_unknown) {
+                for location in locations {
+                    self.known.remove(location);
+                }
+                self.failed.insert((first, *address));
+            }
+        }
     }
 
     /// A function of which nothing but the name is known.

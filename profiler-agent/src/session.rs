@@ -329,8 +329,9 @@ impl Session {
 
     fn answered(&mut self, reply: Reply) {
         match reply {
-            Reply::Table { key, result, source } => {
+            Reply::Table { key, result, source, contents } => {
                 let result = self.tracker.unless_rewritten(key, result);
+                self.tracker.note_contents(key, contents.filter(|_| result.is_ok()));
                 self.tracker.keep_table(key, &result, source);
                 self.tracker.table_built(key, result);
                 self.request_tables();

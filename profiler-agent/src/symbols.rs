@@ -25,7 +25,7 @@ pub(crate) struct Wanted {
     files: HashMap<FileKey, WantedOfFile>,
     /// The files with addresses and without a request, the longest waiting one first.
     ready: VecDeque<FileKey>,
-    /// Files that the worker did not survive, or had no time for: not asked again, others wait.
+    /// Files that the worker did not survive, had no time for, or can't read: not asked again, others wait.
     given_up: HashSet<FileKey>,
 }
 
@@ -40,9 +40,10 @@ struct WantedOfFile {
 
 impl Wanted {
     /// Adds an address, which was not added before, of a file for which `first` stands.
-    pub(crate) fn add(&mut self, first: FileKey, (key, file): (FileKey, &Arc<OwnedFd>), address: Svma) {
+    /// Returns false when this file is not asked any more.
+    pub(crate) fn add(&mut self, first: FileKey, (key, file): (FileKey, &Arc<OwnedFd>), address: Svma) -> bool {
         if self.given_up.contains(&key) {
-            return;
+            return false;
         }
         let new = || WantedOfFile { first, file: Arc::clone(file), addresses: Vec::new(), in_flight: false };
         let wanted = self.files.entry(key).or_insert_with(new);
@@ -50,6 +51,7 @@ impl Wanted {
             self.ready.push_back(key);
         }
         wanted.addresses.push(address);
+        true
     }
 
     /// What to ask next: at most [`MAX_ADDRESSES`] of one file, of which nothing is in flight.
@@ -66,7 +68,7 @@ impl Wanted {
         self.files.get(&key).map_or(key, |wanted| wanted.first)
     }
 
-    /// The worker failed over this file.
+    /// There is nothing to be had of this file.
     fn give_up(&mut self, key: FileKey) {
         self.files.remove(&key);
         self.given_up.insert(key);
@@ -113,10 +115,8 @@ pub(crate) fn answered(
         // Memory that a just-in-time compiler maps from a file of its own.
         Err(FileError::NotElf) => {}
         Err(reason) => {
-            aggregator.stands_alone(first);
-            if matches!(reason, FileError::Worker(_)) {
-                aggregator.wanted.give_up(key);
-            }
+            aggregator.wanted.give_up(key);
+            aggregator.ask_another(first);
             let path = quoted(path);
             counts.note(format!("functions of {path} have no names: {reason}. Look at it with: readelf -sW {path}"));
         }

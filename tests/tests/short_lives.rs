@@ -168,6 +168,34 @@ fn copies_of_one_program() {
     assert!(matches!(read[..], [_one]), "{read:x?}");
 }
 
+/// Each life is that of one of two programs that have the same path, build id and size, and other names.
+#[test]
+fn programs_that_look_alike() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let brief = lab.workload("brief");
+    let mut bytes = fs::read(&brief).unwrap();
+    let names: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"inner\0")).collect();
+    assert!(!names.is_empty());
+    names.into_iter().for_each(|at| bytes[at..][..5].copy_from_slice(b"other"));
+    let [alike, copy] = ["alike", "brief"].map(|name| folder.path().join(name));
+    fs::copy(&brief, &alike).unwrap();
+    fs::write(&alike, bytes).unwrap();
+    let (brief, alike, copy) = (brief.display(), alike.display(), copy.display());
+    let script = format!(
+        "cp {brief} {copy}; for life in $(seq 30); do \
+         for program in {brief} {alike}; do cp $program {copy}.new; mv {copy}.new {copy}; {copy} 20; done; done; :"
+    );
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    let share =
+        profile.share("brief", &[&from_main(&["outer", "inner", "leaf"]), &from_main(&["outer", "other", "leaf"])]);
+    for name in ["inner", "other"] {
+        let of_program = profile.share("brief", &[&from_main(&["outer", name, "leaf"])]);
+        println!("{name}: {of_program:?}");
+        assert!(of_program.right * 3 > share.right && share.right > 100, "{name}: {of_program:?} of {share:?}");
+    }
+}
+
 /// Both programs are written into the same file in turn, each when the one before has ended. What can't be read any more
 /// is cut.
 #[test]

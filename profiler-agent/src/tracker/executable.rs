@@ -16,7 +16,7 @@ use crate::clock;
 use crate::debug_files::Place;
 use crate::kernel::Tables;
 use crate::kernel::sideband::Mapping;
-use crate::worker::{FileError, FileKey};
+use crate::worker::{ContentsDigest, FileError, FileKey};
 
 /// Which file it is, whatever its name. A file that was written again is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,8 @@ pub(crate) struct Executable {
     pub(crate) row_count: u64,
     /// The time of the last sample with a frame in it, or that waited for its table.
     pub(crate) last_used: Cell<MonotonicNs>,
+    /// Known of small files whose table was built.
+    pub(crate) contents: Option<ContentsDigest>,
     /// The file that stands for all with the same program, once the aggregator knows.
     pub(crate) first_of_program: Cell<Option<FileKey>>,
     /// Since when no process has it mapped.
@@ -119,11 +121,6 @@ impl Executable {
     /// Where it is, to look for what belongs to it; nowhere when that is not known.
     pub(crate) fn place(&self) -> Place {
         self.place.clone().unwrap_or_default()
-    }
-
-    /// How large the file was when it was opened.
-    pub(crate) fn size_bytes(&self) -> Option<u64> {
-        self.identity.map(|identity| identity.size_bytes)
     }
 
     /// Whether the open file was `at` that time what it was when it was opened.

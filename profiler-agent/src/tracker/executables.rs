@@ -112,6 +112,7 @@ impl Executables {
             lacked_room: false,
             row_count: 0,
             last_used: Cell::new(MonotonicNs(0)),
+            contents: None,
             first_of_program: Cell::new(None),
             idle_since: None,
             identity,

@@ -17,7 +17,7 @@ use super::space::QUARANTINE;
 use super::{Tracker, WantedTable, trampoline};
 use crate::clock;
 use crate::counts::quoted;
-use crate::worker::{FileError, FileKey, TableSource};
+use crate::worker::{ContentsDigest, FileError, FileKey, TableSource};
 
 /// Ranges that one process may have in quarantine, about: an eighth of all. One that changes its code all
 /// the time is published less often.
@@ -112,6 +112,13 @@ impl Tracker {
             self.wanted.push_back(key);
         } else {
             executable.unwinding = Unwinding::Missing;
+        }
+    }
+
+    /// Takes in what the contents of an executable are, as the worker read them.
+    pub(crate) fn note_contents(&mut self, key: FileKey, contents: Option<ContentsDigest>) {
+        if let Some(executable) = self.executables.get_mut(key) {
+            executable.contents = contents;
         }
     }
 

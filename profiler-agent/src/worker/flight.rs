@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::message::{self, Header, MAX_REPLY_BYTES, Status};
 use super::{
-    Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Reply, Role, TableSource, debug_message,
-    description_message, name_message, table_message,
+    ContentsDigest, Description, FileError, FileKey, Frame, GeneratedNames, MapKey, Reply, Role, TableSource,
+    debug_message, description_message, name_message, table_message,
 };
 use crate::debug_files::{self, DebugFile, Missing, Place};
 use crate::debuginfod::DebugCache;
@@ -121,7 +121,7 @@ impl Flight {
 
 /// A reply without its key.
 pub(super) enum Answer {
-    Table(UnwindTable, Option<TableSource>),
+    Table(UnwindTable, Option<TableSource>, Option<ContentsDigest>),
     Symbols(Vec<(Svma, Vec<Frame>)>),
     Generated(GeneratedNames),
     Description(Description),
@@ -139,8 +139,9 @@ impl Answer {
         let payload = flight.payload();
         Ok(match (header.status, role) {
             (Status::Done, Role::Tables) => {
+                let (contents, payload) = table_message::split_contents(payload)?;
                 let (table, source) = table_message::decode_answer(parts, payload)?;
-                Self::Table(table, source)
+                Self::Table(table, source, contents)
             }
             (Status::Done, Role::Symbols) => Self::Symbols(message::decode_symbols(&request.words, payload)?),
             (Status::Done, Role::Generated) => {
@@ -153,11 +154,15 @@ impl Answer {
 
     pub(super) fn into_reply(self, role: Role, key: u32, lacking: Vec<DebugFile>) -> Reply {
         match (self, role) {
-            (Self::Table(table, source), _) => Reply::Table { key: FileKey(key), result: Ok(table), source },
+            (Self::Table(table, source, contents), _) => {
+                Reply::Table { key: FileKey(key), result: Ok(table), source, contents }
+            }
             (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), result: Ok(symbols), lacking },
             (Self::Generated(names), _) => Reply::Generated { key: MapKey(key), result: Ok(names) },
             (Self::Description(description), _) => Reply::Description { key: FileKey(key), result: Ok(description) },
-            (Self::Failed(error), Role::Tables) => Reply::Table { key: FileKey(key), result: Err(error), source: None },
+            (Self::Failed(error), Role::Tables) => {
+                Reply::Table { key: FileKey(key), result: Err(error), source: None, contents: None }
+            }
             (Self::Failed(error), Role::Symbols) => Reply::Symbols { key: FileKey(key), result: Err(error), lacking },
             (Self::Failed(error), Role::Generated) => Reply::Generated { key: MapKey(key), result: Err(error) },
             (Self::Failed(error), Role::Describe) => Reply::Description { key: FileKey(key), result: Err(error) },

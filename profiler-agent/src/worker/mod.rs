@@ -202,6 +202,8 @@ pub enum Reply {
         result: Result<UnwindTable, FileError>,
         /// What it was made from.
         source: Option<TableSource>,
+        /// All of the file, if it is small.
+        contents: Option<ContentsDigest>,
     },
     /// To [`Worker::request_symbols`].
     Symbols {
@@ -228,6 +230,9 @@ pub enum Reply {
         result: Result<Description, FileError>,
     },
 }
+
+/// SHA-256 of all bytes of a file.
+pub type ContentsDigest = [u8; 32];
 
 /// What a table was made from: all that was read of the file, in that order. A file of this size with the
 /// same bytes in these places has the same table.

@@ -6,7 +6,7 @@ use profiler_common::row::Row;
 use profiler_unwind::{Arch, MAX_SEGMENTS, Part, Problems, Segment, UnwindTable};
 
 use super::message::{MAX_REPLY_BYTES, Reader, Writer};
-use super::{Piece, TableSource};
+use super::{ContentsDigest, Piece, TableSource};
 
 /// Bytes of a build id, at most: the longest hash in use, SHA-512, has 64.
 const MAX_BUILD_ID_BYTES: usize = 64;
@@ -70,6 +70,22 @@ pub(crate) fn decode_answer(
         Some(TableSource { size_bytes, pieces, digest })
     };
     Ok((decode(before, input.0)?, source))
+}
+
+/// What goes before an answer: what [`split_contents`] reads.
+pub(super) fn encode_contents(contents: Option<ContentsDigest>) -> Vec<u8> {
+    contents.map_or_else(|| vec![0], |digest| [&[1], &digest[..]].concat())
+}
+
+/// The digest of the file, if there is one, and the answer behind it.
+pub(super) fn split_contents(payload: &[u8]) -> Result<(Option<ContentsDigest>, &[u8]), &'static str> {
+    match payload.split_first() {
+        Some((0, rest)) => Ok((None, rest)),
+        Some((1, rest)) => {
+            rest.split_first_chunk().map(|(digest, rest)| (Some(*digest), rest)).ok_or("no digest of the file")
+        }
+        _ => Err("neither a digest of the file nor none"),
+    }
 }
 
 /// The payload that [`decode_parts`] reads: parts that go before those of the table that follows.

@@ -12,10 +12,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::child::examine;
 use super::symbols::Ask;
-use super::{FileError, Piece, TableSource, frames, table_message};
+use super::{ContentsDigest, FileError, Piece, TableSource, frames, table_message};
 
 /// Parts that go out together have this many bytes of rows or a little more.
 const PIECE_BYTES: usize = 256 << 10;
+
+/// Files up to this size are compared with others: those that are copied again and again are small, and to read 4 MiB
+/// takes some ms.
+const MOST_COMPARED_BYTES: usize = 4 << 20;
 
 /// The table of `file` as the payload of an answer, without the parts that `send` got before, as payloads
 /// of their own: the worker never has a long table in memory.
@@ -31,7 +35,9 @@ pub(super) fn build(file: OwnedFd, ask: Ask<'_>, mut send: impl FnMut(&[u8])) ->
             row_bytes = 0;
         }
     };
-    let file = Noted { file: Pread { file, size_bytes }, seen: RefCell::default() };
+    let file = Pread { file, size_bytes };
+    let mut answer = table_message::encode_contents(contents(&file));
+    let file = Noted { file, seen: RefCell::default() };
     let mut elsewhere = |build_id: Option<&[u8]>| {
         // What is found there, or is not yet, makes another table.
         file.seen.borrow_mut().untold = true;
@@ -39,7 +45,21 @@ pub(super) fn build(file: OwnedFd, ask: Ask<'_>, mut send: impl FnMut(&[u8])) ->
     };
     let mut table = profiler_unwind::build_into(&file, &mut elsewhere, &mut sink).map_err(file_error)?;
     table.parts = parts;
-    Ok(table_message::encode_answer(&table, file.source().as_ref()))
+    answer.extend(table_message::encode_answer(&table, file.source().as_ref()));
+    Ok(answer)
+}
+
+/// The digest of a small file.
+fn contents(file: &Pread<OwnedFd>) -> Option<ContentsDigest> {
+    let length = usize::try_from(file.size_bytes).ok().filter(|length| *length <= MOST_COMPARED_BYTES)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; length.min(PIECE_BYTES)];
+    for offset in (0..length).step_by(PIECE_BYTES) {
+        let part = buffer.get_mut(..PIECE_BYTES.min(length - offset))?;
+        file.read_at(FileOffset(offset as u64), part).ok()?;
+        hash.update(part);
+    }
+    Some(hash.finalize().into())
 }
 
 /// A file of which is noted what is read of it.
