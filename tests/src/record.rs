@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tempfile::TempDir;
 
 use crate::Profile;
-use crate::system::{catches, wait_for};
+use crate::system::{catches, runs, wait_for};
 
 /// The longest that a run of the profiler may take, beside whatever else runs here.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -98,7 +98,10 @@ impl Running {
     /// # Panics
     /// When it ends before.
     pub fn wait_until_sampling(&self) {
-        wait_for("the recording to begin", || catches(self.pid(), Signal::CHILD));
+        wait_for("the recording to begin", || {
+            assert!(runs(self.pid()), "the recording ended before it began");
+            catches(self.pid(), Signal::CHILD)
+        });
     }
 
     /// Sends it a signal.
