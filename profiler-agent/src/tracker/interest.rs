@@ -240,17 +240,23 @@ impl Interest {
 /// Follows what was forked between the look at /proc and the first following: from then on the kernel follows by
 /// itself.
 fn follow_forked_meanwhile(pids: &mut HashSet<Pid>, followed: &mut Followed) -> Result<(), KernelError> {
-    loop {
+    let mut may_miss_some = true;
+    while std::mem::take(&mut may_miss_some) {
         let known: Vec<Pid> = pids.iter().copied().collect();
         let family = proc_fs::with_descendants(&known).unwrap_or_default();
         let new: Vec<Pid> = family.into_iter().filter(|pid| pids.insert(*pid)).collect();
-        if new.is_empty() {
-            return Ok(());
-        }
         for pid in new {
+            may_miss_some |= may_have_forked_unseen(pid, followed);
             follow(pid, followed)?;
         }
     }
+    Ok(())
+}
+
+/// Whether the kernel may not have followed what a process that is new in /proc has forked up to now. It has where it
+/// follows the process itself, or every look would find new ones while processes begin without end.
+pub(super) fn may_have_forked_unseen(pid: Pid, followed: &Followed) -> bool {
+    !followed.contains(pid) && proc_fs::living_thread(pid).is_some()
 }
 
 /// Has a process sampled until the kernel sees its end. If it has ended already, another one would be that gets the

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use profiler_common::address::{MonotonicNs, Pid};
 use profiler_common::counter::Counter;
 
+use super::interest::may_have_forked_unseen;
 use super::process::ALWAYS;
 use crate::cgroup::Cgroup;
 use crate::counts::Counts;
@@ -152,14 +153,12 @@ impl Selected {
 
     /// Has the kernel sample every process, but those that are not wanted, until they change.
     pub(super) fn follow_node(&mut self, followed: &mut Followed, counts: &mut Counts) {
-        // What is forked meanwhile is followed by the kernel, or is in the next list.
-        loop {
+        let mut may_miss_some = true;
+        while std::mem::take(&mut may_miss_some) {
             let all = proc_fs::all_pids().unwrap_or_default();
             let new: Vec<Pid> = all.into_iter().filter(|pid| !self.known.contains_key(pid)).collect();
-            if new.is_empty() {
-                return;
-            }
             for pid in new {
+                may_miss_some |= may_have_forked_unseen(pid, followed);
                 // Before it is looked at: an exec in between makes it one that is sampled.
                 let told = followed.follow_from_exec(pid);
                 self.learn(pid, ALWAYS);
