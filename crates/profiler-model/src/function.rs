@@ -7,7 +7,7 @@ use crate::string::StringId;
 
 handle!(
     /// A function of a profile.
-    FunctionId
+    pub FunctionId
 );
 
 /// A function of the source code.

@@ -1,10 +1,10 @@
 //! Typed handles: the index of an entry in its table, which cannot be taken for one of another table.
 
 macro_rules! handle {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $visibility:vis $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(u32);
+        $visibility struct $name(u32);
 
         impl $name {
             /// The handle of the entry at `index`.
@@ -19,7 +19,7 @@ macro_rules! handle {
 
             /// The position of the entry in its table: 0 for the first that came.
             #[must_use]
-            pub const fn index(self) -> usize {
+            $visibility const fn index(self) -> usize {
                 self.0 as usize
             }
         }

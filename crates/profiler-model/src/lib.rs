@@ -15,6 +15,7 @@ mod handle;
 mod location;
 mod mapping;
 mod merge;
+mod positions;
 mod profile;
 mod quality;
 mod sample;

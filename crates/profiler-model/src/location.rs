@@ -10,7 +10,7 @@ use crate::mapping::MappingId;
 
 handle!(
     /// A location of a profile.
-    LocationId
+    pub LocationId
 );
 
 /// Functions inlined into each other at one address, at most; real code stays below 50. Of more,

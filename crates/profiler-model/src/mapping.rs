@@ -8,7 +8,7 @@ use crate::string::StringId;
 
 handle!(
     /// A mapping of a profile.
-    MappingId
+    pub MappingId
 );
 
 /// Addresses `[start, end)` that show a part of a file.

@@ -1,10 +1,10 @@
 //! The table of samples: how often each stack was seen with each set of labels.
 
-use indexmap::IndexMap;
 use profiler_common::address::{Cpu, Pid, Tid};
 use profiler_common::record::StopReason;
 
 use crate::location::LocationId;
+use crate::positions::Positions;
 use crate::stack::StackId;
 use crate::string::StringId;
 
@@ -46,15 +46,25 @@ pub struct Sample<'a> {
 
 /// Counts by stack and labels.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Samples(IndexMap<(StackId, Labels), u64>);
+pub(crate) struct Samples {
+    counts: Vec<((StackId, Labels), u64)>,
+    positions: Positions,
+}
 
 impl Samples {
     pub(crate) fn add(&mut self, stack: StackId, labels: Labels, count: u64) {
-        let total = self.0.entry((stack, labels)).or_default();
-        *total = total.saturating_add(count);
+        let key = (stack, labels);
+        let counts = &self.counts;
+        match self.positions.find_or_note(&key, |index| &counts[index].0, counts.len()) {
+            Some(index) => {
+                let total = &mut self.counts[index].1;
+                *total = total.saturating_add(count);
+            }
+            None => self.counts.push((key, count)),
+        }
     }
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (StackId, &Labels, u64)> {
-        self.0.iter().map(|((stack, labels), count)| (*stack, labels, *count))
+        self.counts.iter().map(|((stack, labels), count)| (*stack, labels, *count))
     }
 }

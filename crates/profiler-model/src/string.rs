@@ -8,7 +8,7 @@ use crate::handle::handle;
 
 handle!(
     /// A string of a profile.
-    StringId
+    pub StringId
 );
 
 impl StringId {
