@@ -4,6 +4,8 @@
 //! 26 bits, its [`Rule`] in the lower 38. So sorted rows are sorted numbers, and the row of an offset
 //! is the last one that is at most the offset with all bits of a rule set.
 
+use core::ops::Range;
+
 /// One row: `pc_offset << 38 | rule`. `pc_offset` is below 2^25, so a row is a positive `i64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
@@ -44,7 +46,7 @@ impl Row {
 ///
 /// | field | x86_64 | aarch64 |
 /// |---|---|---|
-/// | CFA offset | the lowest 18 bits, signed: CFA = base + 8 x this (up to 1 MiB; see [`DEREF`]) | the lowest 16 bits, signed: the same (up to 256 KiB) |
+/// | CFA offset | the lowest 18 bits, signed: CFA = base + 8 x this (up to 1 MiB); other things with some flags | the lowest 16 bits, signed: the same (up to 256 KiB) |
 /// | slot | 6 bits: the caller's rbp is at CFA - 8 x slot; 0: unchanged; 1: unknown | 8 bits, signed: the return address is at origin + 8 x slot |
 /// | rbx slot | the upper 6 bits: the same of the caller's rbx | none |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,11 +55,12 @@ pub struct Rule(pub u64);
 
 /// The base register is the frame pointer (rbp, x29), otherwise the stack pointer.
 pub const BASE_FP: u8 = 1 << 0;
-/// x86_64: the CFA is not `base + offset` but the word that is stored there
+/// x86_64: the CFA is a word that is stored near the base, plus some words: [`Rule::x86_64_stored`]
 /// (realigned frames of gcc, CFA expressions of OpenSSL and OCaml).
 pub const DEREF: u8 = 1 << 1;
-/// x86_64, with [`DEREF`]: 8 is added to the word that was read.
-pub const DEREF_ADD_8: u8 = 1 << 2;
+/// x86_64, with [`DEREF`]: the word is as many words further as one of the [`OTHER_REGISTERS`] says. Valid in the first
+/// frame (OpenSSL's Montgomery multiplication keeps the caller's rsp behind a number of r9 words).
+pub const INDEXED: u8 = 1 << 2;
 /// A signal frame: registers come from the `ucontext` that the kernel wrote, and the pc found there
 /// is where the interrupted code was, not a return address.
 pub const SIGNAL: u8 = 1 << 3;
@@ -70,10 +73,10 @@ pub const BASE_OTHER: u8 = FP_AT_FP;
 /// x86_64, with [`BASE_OTHER`]: it is the return address that is in the register with that number; the
 /// CFA counts from rsp, and the caller's rbp is unchanged or not known. Valid in the first frame
 /// (glibc's `vfork` keeps it in rdi).
-pub const RA_IN_OTHER: u8 = DEREF_ADD_8;
+pub const RA_IN_OTHER: u8 = INDEXED;
 /// x86_64, with neither [`DEREF`] nor [`BASE_OTHER`]: the CFA may lie on another stack, also below rsp
 /// (Go's runtime and C called from Go run on the thread's stack, goroutines on theirs).
-pub const OTHER_STACK: u8 = DEREF_ADD_8;
+pub const OTHER_STACK: u8 = INDEXED;
 /// x86_64, both: the frame is on a thread's own stack, to which a goroutine went over, and the caller is on the
 /// goroutine's. The field of the CFA offset says how to find that ([`Rule::x86_64_goroutine`]); the caller's rbp is
 /// not known.
@@ -83,7 +86,7 @@ pub const GOROUTINE: u8 = DEREF | SIGNAL;
 pub const AT_SAVED_PC: u8 = FP_AT_FP;
 /// x86_64, with [`GOROUTINE`]: the goroutine stands on the stack, at rsp plus the CFA offset + 8, and at the CFA
 /// offset how far its caller's return address is below the end of the goroutine's stack (`asmcgocall`).
-pub const KEPT_ON_STACK: u8 = DEREF_ADD_8;
+pub const KEPT_ON_STACK: u8 = INDEXED;
 /// aarch64: the return address is in x30. Valid in the first frame and after a signal frame.
 pub const RA_IN_LR: u8 = 1 << 1;
 /// aarch64: the caller's x29 is 8 bytes below the return address; otherwise x29 is unchanged.
@@ -117,6 +120,14 @@ pub const OTHER_REGISTERS: [u16; 9] = [11, 10, 9, 8, 0, 2, 1, 4, 5];
 pub const BASE_RBX: u8 = 9;
 /// x86_64: rbx by DWARF number.
 pub const RBX: u16 = 3;
+
+/// x86_64, in a [`DEREF`] rule: the bits of the place of the stored word, the lowest ones of the field.
+pub const STORED_AT_BITS: u32 = 10;
+/// x86_64, in a [`DEREF`] rule: the places that a stored word can have, in units of 8 bytes from the base.
+pub const STORED_AT_BY_8: Range<i32> = -(1 << (STORED_AT_BITS - 1))..1 << (STORED_AT_BITS - 1);
+/// x86_64, in a [`DEREF`] rule: the most that can be added to the stored word, in units of 8 bytes: all registers
+/// that a function saves for its caller are 6, and the return address.
+pub const MAX_ADDED_BY_8: u8 = 15;
 
 /// x86_64, in a [`GOROUTINE`] rule: the bits of the distance from the thread pointer to the goroutine, which are the
 /// lower ones of the field.
@@ -162,6 +173,20 @@ impl Rule {
     pub const fn x86_64_ra_in_other(other: u8, fp_unknown: bool, cfa_offset_by_8: i32) -> Self {
         let slot = if fp_unknown { SLOT_UNKNOWN } else { 0 };
         Self::x86_64(BASE_OTHER | RA_IN_OTHER, slot, (other as i32) << 14 | cfa_offset_by_8 & 0x3fff)
+    }
+
+    /// Packs a rule for x86_64 whose CFA is the word stored at base + 8 x `at_by_8` ([`STORED_AT_BY_8`]), plus 8 x
+    /// `added_by_8`, at most [`MAX_ADDED_BY_8`]. `flags` are [`BASE_FP`] and [`FP_AT_FP`].
+    #[must_use]
+    pub const fn x86_64_stored(flags: u8, slot: u8, at_by_8: i32, added_by_8: u8) -> Self {
+        let at = at_by_8 & ((1 << STORED_AT_BITS) - 1);
+        Self::x86_64(DEREF | flags, slot, ((added_by_8 & MAX_ADDED_BY_8) as i32) << STORED_AT_BITS | at)
+    }
+
+    /// The same rule with the stored word 8 x `OTHER_REGISTERS[other]` bytes further.
+    #[must_use]
+    pub const fn indexed_by(self, other: u8) -> Self {
+        Self(self.0 | (INDEXED as u64) << 24 | ((other & 15) as u64) << 14)
     }
 
     /// Packs a rule for x86_64 that leads to the goroutine which the thread runs. Its own `g`, or that of the
@@ -276,6 +301,22 @@ mod tests {
             let field = rule.x86_64_cfa_offset_by_8().cast_unsigned() & 0x3_ffff;
             assert_eq!(field >> THREAD_OFFSET_BITS, curg);
             assert_eq!((field << (32 - THREAD_OFFSET_BITS)).cast_signed() >> (32 - THREAD_OFFSET_BITS), offset);
+        }
+    }
+
+    #[test]
+    fn fields_of_stored_words_do_not_overlap() {
+        for (at, added, other) in [(-512, 0, 8), (511, MAX_ADDED_BY_8, 0), (-1, 7, 2), (0, 1, 15)] {
+            assert!(STORED_AT_BY_8.contains(&at));
+            let rule = Rule::x86_64_stored(BASE_FP, 63, at, added);
+            assert_eq!((rule.flags(), rule.x86_64_slot()), (DEREF | BASE_FP, 63));
+            let indexed = rule.indexed_by(other);
+            assert_eq!((indexed.flags(), indexed.x86_64_slot()), (DEREF | BASE_FP | INDEXED, 63));
+            for (rule, other) in [(rule, 0), (indexed, other)] {
+                let field = rule.x86_64_cfa_offset_by_8() & 0x3_ffff;
+                assert_eq!((field >> 14, field >> STORED_AT_BITS & 15), (i32::from(other), i32::from(added)));
+                assert_eq!(field << (32 - STORED_AT_BITS) >> (32 - STORED_AT_BITS), at);
+            }
         }
     }
 

@@ -113,11 +113,20 @@ fn frames() {
     let registers = registers.map(|name| [format!("with_{name}"), format!("in_{name}")]);
     let mut in_registers: Vec<Vec<&str>> =
         registers.iter().map(|chain| chain.iter().map(String::as_str).collect()).collect();
-    in_registers.extend([vec!["with_known", "known", "leaf"], vec!["with_strange", "strange"]]);
+    in_registers.extend([
+        vec!["with_known", "known", "leaf"],
+        vec!["with_strange", "strange"],
+        vec!["with_pushed", "pushed", "leaf"],
+        vec!["with_indexed", "indexed"],
+        vec!["with_indexed_far", "indexed_far"],
+        vec!["with_indexed_calls", "indexed_calls"],
+    ]);
     let in_registers: Vec<_> = in_registers.iter().map(Vec::as_slice).collect();
     let kinds = [
         Kind::new("frames-realign", 2 * CPU_MS, &[&["leaf"], &shapes]),
-        Kind::new("registers", 2 * CPU_MS, &in_registers).cut("unsupported_cfi", &["strange", "leaf"]),
+        Kind::new("registers", 2 * CPU_MS, &in_registers)
+            .cut("unsupported_cfi", &["strange", "leaf"])
+            .cut("return_address_lost", &["indexed_calls", "leaf"]),
         stubs("stubs"),
         stubs("stubs-now"),
         stubs("stubs-cet"),

@@ -67,6 +67,8 @@ const AT_WORK: &[(&str, &[&str])] = &[
     ("/usr/bin/gzip", &["-c", "/dev/zero"]),
     ("/usr/bin/awk", &["BEGIN { while (1) { x[i++ % 1000] = sprintf(\"%d %g\", i, i / 7) } }"]),
     ("/usr/bin/sha256sum", &["/dev/zero"]),
+    ("/usr/bin/openssl", &["speed", "-seconds", "60", "-evp", "camellia-128-cbc"]),
+    ("/usr/bin/openssl", &["speed", "-seconds", "60", "ecdsap384"]),
 ];
 
 /// What is looked at in all programs together.

@@ -21,6 +21,8 @@ pub(crate) enum Shape {
         register: Register,
         /// Added to the register before reading, in bytes.
         offset: i64,
+        /// Eight times this is added, too.
+        index: Option<Register>,
         /// Added to what was read, in bytes.
         added: u64,
     },
@@ -54,14 +56,10 @@ fn shape_of(operations: &[Operation<Reader<'_>>]) -> Shape {
     use Operation as O;
     match *operations {
         [O::RegisterOffset { register, offset, .. }] => Shape::Register(register, offset),
-        [O::RegisterOffset { register, offset, .. }, O::Deref { size: 8, space: false, .. }] => {
-            Shape::Stored { register, offset, added: 0 }
+        [ref address @ .., O::Deref { size: 8, space: false, .. }] => stored(address, 0),
+        [ref address @ .., O::Deref { size: 8, space: false, .. }, O::PlusConstant { value: added }] => {
+            stored(address, added)
         }
-        [
-            O::RegisterOffset { register, offset, .. },
-            O::Deref { size: 8, space: false, .. },
-            O::PlusConstant { value: added },
-        ] => Shape::Stored { register, offset, added },
         // base + 8 + ((rip & 15) >= pushed_from) << 3
         [
             O::RegisterOffset { register, offset: 8, .. },
@@ -74,6 +72,22 @@ fn shape_of(operations: &[Operation<Reader<'_>>]) -> Shape {
             O::Shl,
             O::Plus,
         ] => Shape::Plt { register, pushed_from: u8::try_from(pushed_from).unwrap_or(0) },
+        _ => Shape::Unknown,
+    }
+}
+
+/// The word at an address, plus `added` bytes.
+fn stored(address: &[Operation<Reader<'_>>], added: u64) -> Shape {
+    use Operation as O;
+    match *address {
+        [O::RegisterOffset { register, offset, .. }] => Shape::Stored { register, offset, index: None, added },
+        [
+            O::RegisterOffset { register, offset, .. },
+            O::RegisterOffset { register: index, offset: 0, .. },
+            O::UnsignedConstant { value: 8 },
+            O::Mul,
+            O::Plus,
+        ] => Shape::Stored { register, offset, index: Some(index), added },
         _ => Shape::Unknown,
     }
 }

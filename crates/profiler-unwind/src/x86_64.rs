@@ -5,8 +5,8 @@ use crate::expression::Shape;
 use crate::state::Saved;
 use gimli::Register;
 use profiler_common::row::{
-    BASE_FP, BASE_RBX, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_CFA_OFFSET_BY_8, MAX_SLOT, MIN_CFA_OFFSET_BY_8,
-    OTHER_REGISTERS, RBX, Rule, SLOT_UNKNOWN,
+    BASE_FP, BASE_RBX, FP_AT_FP, MAX_ADDED_BY_8, MAX_CFA_OFFSET_BY_8, MAX_SLOT, MIN_CFA_OFFSET_BY_8, OTHER_REGISTERS,
+    RBX, Rule, SLOT_UNKNOWN, STORED_AT_BY_8,
 };
 
 /// rbp.
@@ -88,23 +88,33 @@ fn step(row: &Row) -> Result<Encoded, Unsupported> {
         Shape::Plt { register: STACK_POINTER, pushed_from } => {
             Ok(Encoded::Plt { pushed_from, before: Rule::x86_64(0, slot, 1), after: Rule::x86_64(0, slot, 2) })
         }
-        Shape::Stored { register, offset, added: added @ (0 | 8) } => {
-            let mut flags = DEREF | base(register)?;
-            if added == 8 {
-                flags |= DEREF_ADD_8;
-            }
+        Shape::Stored { register, offset, index, added } => {
+            let flags = base(register)?;
+            let at = Some(offset_by_8(offset)?).filter(|at| STORED_AT_BY_8.contains(at));
+            let (at, added) = (at.ok_or(Unsupported::CfaOffset)?, added_by_8(added).ok_or(Unsupported::CfaExpression)?);
             let at_frame_pointer = row.frame_pointer_at == Shape::Register(FRAME_POINTER, 0);
             let (flags, slot) = if at_frame_pointer { (flags | FP_AT_FP, 0) } else { (flags, slot) };
-            Ok(Encoded::Rule(Rule::x86_64(flags, slot, offset_by_8(offset)?)))
+            let rule = Rule::x86_64_stored(flags, slot, at, added);
+            Ok(Encoded::Rule(match index {
+                Some(index) => rule.indexed_by(other_number(index.0).ok_or(Unsupported::CfaExpression)?),
+                None => rule,
+            }))
         }
-        Shape::Plt { .. } | Shape::Stored { .. } | Shape::Unknown => Err(Unsupported::CfaExpression),
+        Shape::Plt { .. } | Shape::Unknown => Err(Unsupported::CfaExpression),
     }
+}
+
+/// What is added to a stored word, in bytes, as the field of a rule.
+fn added_by_8(added: u64) -> Option<u8> {
+    let words = added.is_multiple_of(8).then_some(added / 8)?;
+    u8::try_from(words).ok().filter(|words| *words <= MAX_ADDED_BY_8)
 }
 
 /// Where the kernel leaves the registers of the interrupted code, and nothing else.
 fn signal(row: &Row) -> Result<Encoded, Unsupported> {
     let stored = |offset| Shape::Register(STACK_POINTER, offset);
-    let as_kernel_writes = row.cfa == Shape::Stored { register: STACK_POINTER, offset: SIGNAL_RSP, added: 0 }
+    let as_kernel_writes = row.cfa
+        == Shape::Stored { register: STACK_POINTER, offset: SIGNAL_RSP, index: None, added: 0 }
         && row.return_address_at == stored(SIGNAL_RIP)
         && row.frame_pointer_at == stored(SIGNAL_RBP);
     if as_kernel_writes { Ok(Encoded::Rule(Rule::X86_64_SIGNAL)) } else { Err(Unsupported::SignalFrame) }
@@ -112,8 +122,12 @@ fn signal(row: &Row) -> Result<Encoded, Unsupported> {
 
 /// The number of a register that is neither rsp nor rbp, and an offset that fits beside it.
 fn other_register(number: u16, offset_by_8: i32) -> Option<(u8, i32)> {
-    let other = OTHER_REGISTERS.iter().position(|other| *other == number)?;
-    Some((u8::try_from(other).ok()?, other_offset(offset_by_8)?))
+    Some((other_number(number)?, other_offset(offset_by_8)?))
+}
+
+/// The number in rules of a register by its DWARF number.
+fn other_number(number: u16) -> Option<u8> {
+    u8::try_from(OTHER_REGISTERS.iter().position(|other| *other == number)?).ok()
 }
 
 /// An offset that fits beside the number of a register.

@@ -6,7 +6,7 @@
 mod synthetic_elf;
 
 use profiler_common::address::Svma;
-use profiler_common::row::{BASE_FP, BY_FRAME_POINTER, DEREF, FP_AT_FP, Rule, SLOT_UNKNOWN};
+use profiler_common::row::{BASE_FP, BY_FRAME_POINTER, FP_AT_FP, Rule, SLOT_UNKNOWN};
 use profiler_unwind::{build, lookup};
 use synthetic_elf::{CODE, Cfi, ElfFile, X86_64, X86_64_INITIAL, op};
 
@@ -194,7 +194,7 @@ const ALIGNED: [u8; 31] = [
 fn an_aligned_frame_keeps_its_cfa_and_rbp() {
     let of = |code: &[u8]| rules(&file(&[(0, code)], &[("f", true, 0)]), [0, 5, 9, 13, 14, 17, 19, 21, 25, 26, 30]);
     let by_r10 = Rule::x86_64_other(1, 0, 0);
-    let body = Rule::x86_64(DEREF | BASE_FP | FP_AT_FP, 0, -1).with_rbx(SLOT_UNKNOWN);
+    let body = Rule::x86_64_stored(BASE_FP | FP_AT_FP, 0, -1, 0).with_rbx(SLOT_UNKNOWN);
     let [restored, back] = [by_r10, TOP].map(|rule| rule.with_rbx(SLOT_UNKNOWN));
     let whole = [TOP, by_r10, by_r10, by_r10, by_r10, CUT, body, body, body, restored, back];
     assert_eq!(of(&ALIGNED), whole);

@@ -7,8 +7,8 @@ use super::{
     stop_before,
 };
 use crate::row::{
-    AT_SAVED_PC, BASE_FP, BASE_OTHER, BASE_RBX, DEREF, DEREF_ADD_8, FP_AT_FP, MAX_SLOT, OTHER_STACK, RA_IN_OTHER,
-    SIGNAL,
+    AT_SAVED_PC, BASE_FP, BASE_OTHER, BASE_RBX, DEREF, FP_AT_FP, INDEXED, MAX_ADDED_BY_8, MAX_SLOT, OTHER_STACK,
+    RA_IN_OTHER, SIGNAL, STORED_AT_BITS,
 };
 
 /// What a rule with one of the other registers makes of it.
@@ -72,8 +72,13 @@ pub fn step_x86_64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M)
             (cfa, failed) = goroutine_cfa(rule, offset, regs.sp, machine);
             elsewhere = 1;
         } else {
-            failed |= machine.read(cfa, 1);
-            cfa = machine.word(0).wrapping_add(flag(rule, DEREF_ADD_8) * 8);
+            let indexed = flag(rule, INDEXED);
+            stop |= (indexed & (regs.interrupted | 1 ^ regs.exact)) * STOP_RETURN_ADDRESS_LOST;
+            let at = (rule << (64 - STORED_AT_BITS)).cast_signed() >> (61 - STORED_AT_BITS);
+            let at = base.wrapping_add(at.cast_unsigned()).wrapping_add((other << 3) * indexed);
+            failed |= machine.read(at, 1);
+            let added = (rule >> STORED_AT_BITS & u64::from(MAX_ADDED_BY_8)) * 8;
+            cfa = machine.word(0).wrapping_add(added);
             fp_elsewhere = flag(rule, FP_AT_FP);
             failed |= machine.read(select::<M>(fp_elsewhere, regs.fp, cfa.wrapping_sub(8)), 1);
             fp_found = machine.word(0);
@@ -161,7 +166,7 @@ pub(super) mod tests {
     #[test]
     fn x86_64_realigned_frame() {
         // CFA = *(rbp - 8), caller's rbp at *rbp.
-        let rule = Rule::x86_64(BASE_FP | DEREF | FP_AT_FP, 0, -1);
+        let rule = Rule::x86_64_stored(BASE_FP | FP_AT_FP, 0, -1, 0);
         let values = [(STACK + 24, STACK + 80), (STACK + 32, 55), (STACK + 72, 0x4000)];
         let caller = x86(rule, at(STACK, STACK + 32), &values).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 80, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
@@ -170,10 +175,36 @@ pub(super) mod tests {
     #[test]
     fn x86_64_cfa_stored_on_the_stack() {
         // CFA = *(rsp + 16) + 8, rbp at CFA - 24.
-        let rule = Rule::x86_64(DEREF | DEREF_ADD_8, 3, 2);
+        let rule = Rule::x86_64_stored(0, 3, 2, 1);
         let values = [(STACK + 16, STACK + 88), (STACK + 88, 0x4000), (STACK + 72, 55)];
         let caller = x86(rule, at(STACK, 9), &values).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
+    }
+
+    #[test]
+    fn x86_64_cfa_stored_below_what_was_pushed() {
+        // CFA = *(rsp + 16) + 56: the return address and six registers; rbp at CFA - 24.
+        let values = [(STACK + 16, STACK + 88), (STACK + 136, 0x4000), (STACK + 120, 55)];
+        let caller = x86(Rule::x86_64_stored(0, 3, 2, 7), at(STACK, 9), &values).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 144, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
+        // Any frame may be so.
+        let regs = Registers { interrupted: 1, exact: 0, ..at(STACK, 9) };
+        let caller = x86(Rule::x86_64_stored(0, 3, 2, 7), regs, &values).unwrap();
+        assert_eq!(caller.pc, 0x4000);
+    }
+
+    #[test]
+    fn x86_64_cfa_stored_behind_a_number_of_words() {
+        // CFA = *(rbp + 8 + 8 x register) + 8, rbp at CFA - 24. The register with number 2 holds STACK + 32.
+        let values = [(STACK + 16, STACK + 88), (STACK + 88, 0x4000), (STACK + 72, 55)];
+        let rule = Rule::x86_64_stored(BASE_FP, 3, 1, 1).indexed_by(2);
+        let first = at(STACK, (STACK + 8).wrapping_sub((STACK + 32) * 8));
+        let caller = x86(rule, first, &values).unwrap();
+        assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 96, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
+        let (called, after_signal) = (Registers { exact: 0, ..first }, Registers { interrupted: 1, exact: 1, ..first });
+        for regs in [called, after_signal] {
+            assert_eq!(x86(rule, regs, &values), Err(StopReason::ReturnAddressLost));
+        }
     }
 
     #[test]
@@ -198,7 +229,7 @@ pub(super) mod tests {
         let caller = x86(Rule::x86_64(BASE_FP | OTHER_STACK, 2, 2), regs, &values).unwrap();
         assert_eq!(caller, Registers { pc: 0x4000, sp: STACK + 24, fp: 55, lr: 0x2222, interrupted: 0, exact: 0 });
         // The same bit says something else beside the others.
-        for rule in [Rule::x86_64(DEREF | DEREF_ADD_8, 0, 0), Rule::x86_64_ra_in_other(3, false, -1)] {
+        for rule in [Rule::x86_64_stored(0, 0, 0, 0).indexed_by(15), Rule::x86_64_ra_in_other(3, false, -1)] {
             let regs = Registers { exact: 1, ..at(STACK + 400, STACK + 8) };
             assert_eq!(x86(rule, regs, &[(STACK + 400, STACK)]), Err(StopReason::UnreadableStack));
         }

@@ -13,7 +13,7 @@ use super::decode::{Code, ENTRY, Flow, NONE, REALIGNED, RETURNS, Region};
 use super::depth::{Depths, goes_on};
 use super::effect::{Base, Rsp, immediate};
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
-use profiler_common::row::{BASE_FP, DEREF, FP_AT_FP, OTHER_REGISTERS, Rule, SLOT_UNKNOWN};
+use profiler_common::row::{BASE_FP, FP_AT_FP, OTHER_REGISTERS, Rule, SLOT_UNKNOWN, STORED_AT_BY_8};
 
 /// `lea disp8(%rsp), %r10`, without the displacement.
 const POINT: &[u8] = &[0x4c, 0x8d, 0x54, 0x24];
@@ -61,7 +61,10 @@ impl State {
         match self {
             Self::Pointed | Self::Aligned | Self::Pushed | Self::Saved => by_r10(),
             Self::Framed(_) => None,
-            Self::Body { kept, .. } => Some(Rule::x86_64(DEREF | BASE_FP | FP_AT_FP, 0, -kept / WORD)),
+            Self::Body { kept, .. } => {
+                let at = Some(-kept / WORD).filter(|at| STORED_AT_BY_8.contains(at))?;
+                Some(Rule::x86_64_stored(BASE_FP | FP_AT_FP, 0, at, 0))
+            }
             Self::Restored => by_r10(),
             Self::Back => Some(Rule::x86_64(0, 0, 1)),
         }

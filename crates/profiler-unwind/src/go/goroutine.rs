@@ -5,9 +5,7 @@
 //! `curg`, and the stack pointer saved there. What is not exactly as in those programs is not known.
 
 use super::rows::{Until, sets_rsp};
-use profiler_common::row::{
-    DEREF, DEREF_ADD_8, GOROUTINE, KEPT_ON_STACK, MAX_CURG_BY_8, Rule, SLOT_UNKNOWN, THREAD_OFFSET_BITS,
-};
+use profiler_common::row::{GOROUTINE, KEPT_ON_STACK, MAX_CURG_BY_8, Rule, SLOT_UNKNOWN, THREAD_OFFSET_BITS};
 use profiler_common::step::g;
 
 /// The function that says where the goroutine is.
@@ -20,7 +18,7 @@ const FRAMELESS: Rule = Rule::x86_64(0, 0, 1).with_rbx(SLOT_UNKNOWN);
 /// `asmcgocall` has the depth at 40(%rsp), the goroutine at 48(%rsp).
 const KEPT: Rule = Rule::x86_64(GOROUTINE | KEPT_ON_STACK, SLOT_UNKNOWN, 5).with_rbx(SLOT_UNKNOWN);
 /// On a thread's stack it has its caller's rsp at 40(%rsp).
-const SAME_STACK: Rule = Rule::x86_64(DEREF | DEREF_ADD_8, 0, 5).with_rbx(SLOT_UNKNOWN);
+const SAME_STACK: Rule = Rule::x86_64_stored(0, 0, 5, 1).with_rbx(SLOT_UNKNOWN);
 
 /// What leads from a thread to the goroutine that it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

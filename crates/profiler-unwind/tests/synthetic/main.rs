@@ -11,8 +11,7 @@ mod x86_64;
 
 use profiler_common::address::{FileOffset, Svma};
 use profiler_common::row::{
-    BASE_FP, BASE_RBX, BY_FRAME_POINTER, DEREF, DEREF_ADD_8, FP_AT_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule,
-    SLOT_UNKNOWN,
+    BASE_FP, BASE_RBX, BY_FRAME_POINTER, FP_AT_FP, FP_SAVED, RA_FROM_BASE, RA_IN_LR, Rule, SLOT_UNKNOWN,
 };
 use profiler_unwind::{Arch, BuildError, MAX_SEGMENTS, Problems, ReadAt, ReadError, UnwindTable, build, lookup};
 use std::cell::Cell;

@@ -88,7 +88,7 @@ fn x86_64_offset_from_before_an_expression() {
     let expression = [op::DEF_CFA_EXPRESSION, 3, op::BREG7, 40, op::DEREF];
     let instructions =
         [&[op::DEF_CFA_OFFSET, 56], &expression[..], &[op::advance(4), op::DEF_CFA_REGISTER, 7]].concat();
-    assert_eq!(x86_64_function(&instructions).0, [(0, x86(DEREF, 0, 5)), (4, x86(0, 0, 7))]);
+    assert_eq!(x86_64_function(&instructions).0, [(0, Rule::x86_64_stored(0, 0, 5, 0)), (4, x86(0, 0, 7))]);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn x86_64_realigned_frame_of_gcc() {
         op::BREG6,
         0, // rbp at *(rbp)
     ]);
-    assert_eq!(rows, [(0, x86(BASE_FP | DEREF | FP_AT_FP, 0, -1))]);
+    assert_eq!(rows, [(0, Rule::x86_64_stored(BASE_FP | FP_AT_FP, 0, -1, 0))]);
     assert_eq!(problems.unsupported_rows(), 0);
 }
 
@@ -127,12 +127,62 @@ fn x86_64_realigned_frame_of_gcc() {
 fn x86_64_cfa_stored_on_the_stack() {
     let [rbp, rbp_at] = op::offset(6, 3);
     let instructions = [op::DEF_CFA_EXPRESSION, 5, op::BREG7, 40, op::DEREF, op::PLUS_UCONST, 8, rbp, rbp_at];
-    assert_eq!(x86_64_function(&instructions).0, [(0, x86(DEREF | DEREF_ADD_8, 3, 5))]);
+    assert_eq!(x86_64_function(&instructions).0, [(0, Rule::x86_64_stored(0, 3, 5, 1))]);
     let instructions = [op::DEF_CFA_EXPRESSION, 3, op::BREG7, 40, op::DEREF];
-    assert_eq!(x86_64_function(&instructions).0, [(0, x86(DEREF, 0, 5))]);
-    // Only nothing or 8 can be added to what is read.
-    let instructions = [op::DEF_CFA_EXPRESSION, 5, op::BREG7, 40, op::DEREF, op::PLUS_UCONST, 16];
-    assert_eq!(x86_64_function(&instructions).0, [(0, Rule::UNSUPPORTED)]);
+    assert_eq!(x86_64_function(&instructions).0, [(0, Rule::x86_64_stored(0, 0, 5, 0))]);
+    for (added, rule) in [
+        (56, Rule::x86_64_stored(0, 0, 5, 7)),
+        (120, Rule::x86_64_stored(0, 0, 5, 15)),
+        (12, Rule::UNSUPPORTED),
+        (127, Rule::UNSUPPORTED),
+    ] {
+        let instructions = [op::DEF_CFA_EXPRESSION, 5, op::BREG7, 40, op::DEREF, op::PLUS_UCONST, added];
+        assert_eq!(x86_64_function(&instructions).0, [(0, rule)], "{added}");
+    }
+    let instructions = [op::DEF_CFA_EXPRESSION, 6, op::BREG7, 40, op::DEREF, op::PLUS_UCONST, 0x80, 1];
+    assert_eq!(x86_64_function(&instructions).0, [(0, Rule::UNSUPPORTED)], "16 words");
+}
+
+#[test]
+fn x86_64_cfa_stored_within_reach_of_the_base() {
+    // SLEB128: -4096, 4088, -4104, 4096.
+    for (offset, at) in
+        [([0x80, 0x60], Some(-512)), ([0xf8, 0x1f], Some(511)), ([0xf8, 0x5f], None), ([0x80, 0x20], None)]
+    {
+        let (rows, problems) =
+            x86_64_function(&[op::DEF_CFA_EXPRESSION, 4, op::BREG7, offset[0], offset[1], op::DEREF]);
+        assert_eq!(rows, [(0, at.map_or(Rule::UNSUPPORTED, |at| Rule::x86_64_stored(0, 0, at, 0)))]);
+        assert_eq!(problems.cfa_offset, u64::from(at.is_none()));
+    }
+}
+
+/// As in OpenSSL's Montgomery multiplication: *(rsp + 8 + r9 x 8) + 8.
+#[test]
+fn x86_64_cfa_stored_behind_a_number_of_words() {
+    const LIT8: u8 = 0x38;
+    const MUL: u8 = 0x1e;
+    const PLUS: u8 = 0x22;
+    let [rbp, rbp_at] = op::offset(6, 3);
+    let function = |index, offset, factor, tail: &[u8]| {
+        let address = [op::BREG7, 8, index, offset, factor, MUL, PLUS];
+        let length = u8::try_from(address.len() + tail.len()).unwrap();
+        x86_64_function(&[&[op::DEF_CFA_EXPRESSION, length], &address[..], tail, &[rbp, rbp_at]].concat())
+    };
+    let add_8 = [op::DEREF, op::PLUS_UCONST, 8];
+    let rule = Rule::x86_64_stored(0, 3, 1, 1);
+    for (breg, other) in [(0x79, 2), (0x7b, 0), (0x75, 8)] {
+        let (rows, problems) = function(breg, 0, LIT8, &add_8);
+        assert_eq!((rows, problems.unsupported_rows()), (vec![(0, rule.indexed_by(other))], 0));
+    }
+    let plain = Rule::x86_64_stored(0, 3, 1, 0).indexed_by(2);
+    assert_eq!(function(0x79, 0, LIT8, &[op::DEREF]).0, [(0, plain)]);
+    // Another factor, something added to the register, one that calls keep, nothing read.
+    for (breg, offset, factor, tail) in
+        [(0x79, 0, LIT8 - 4, &add_8[..]), (0x79, 8, LIT8, &add_8), (0x7c, 0, LIT8, &add_8), (0x79, 0, LIT8, &[])]
+    {
+        let (rows, problems) = function(breg, offset, factor, tail);
+        assert_eq!((rows, problems.cfa_expression), (vec![(0, Rule::UNSUPPORTED)], 1), "{breg} {offset} {factor}");
+    }
 }
 
 /// What glibc states for `__restore_rt`, with the return address at rsp + `rip`.
