@@ -2,10 +2,8 @@
 //! program had no table yet, and what was unwound with stale tables is unwound anew, or cut.
 
 use profiler_common::address::{MonotonicNs, Pid, VirtualAddress};
-use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
-use profiler_common::record::{
-    FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason, stack_copy_start,
-};
+use profiler_common::limits::MAX_USER_FRAMES;
+use profiler_common::record::{FRAME_ADDRESS, FRAME_BY_FRAME_POINTER, FRAME_EXACT, Sample, SampleHeader, StopReason};
 use profiler_common::row::Rule;
 use profiler_common::step::{Machine, NoBarrier, Registers, stop_reason};
 use profiler_model::FoundBy;
@@ -256,31 +254,18 @@ enum GoneOn {
 
 /// Unwinds in the stack copy: from where the kernel program stopped, or from the first frame with a whole stack.
 fn go_on(sample: &Sample<'_>, tracker: &Tracker, process: &TrackedProcess, frames: &mut Vec<u64>) -> GoneOn {
-    let start = stack_copy_start(sample.header.registers[1]);
-    let unwritten = unwritten(start, sample.stack);
-    let (words, other) = (sample.stack, sample.other_registers);
-    let mut stack = StackCopy { start, words, other, read: [0; 64], unwritten, ended: false };
+    let mut stack = StackCopy { sample, read: [0; 64], ended: false };
     match unwind(&sample.header, &mut stack, (tracker, process), frames) {
-        GoneOn::Stopped(stop) => GoneOn::Stopped(why_stopped(stop, stack.ended, sample.stack.len())),
+        GoneOn::Stopped(stop) => GoneOn::Stopped(why_stopped(stop, stack.ended)),
         needs_table => needs_table,
     }
 }
 
-/// How many words at the start of a stack copy are on pages without anything but zeroes: nothing was pushed there
-/// yet, or the kernel program could not read them.
-fn unwritten(start: u64, words: &[u64]) -> usize {
-    const PAGE_BYTES: u64 = 4096;
-    let first = ((PAGE_BYTES - start % PAGE_BYTES) / 8) as usize;
-    let (first, rest) = words.split_at(first.min(words.len()));
-    let pages = std::iter::once(first).chain(rest.chunks((PAGE_BYTES / 8) as usize));
-    pages.take_while(|page| page.iter().all(|word| *word == 0)).map(<[u64]>::len).sum()
-}
-
-/// Why unwinding stopped in a copy of so many words that it wanted more of, or not. The step over an outermost
-/// frame reads in vain, perhaps from beyond the copy.
-fn why_stopped(stop: StopReason, ended: bool, words: usize) -> StopReason {
+/// Why unwinding stopped in a stack copy that had to be longer for it, or not. The step over an outermost frame reads
+/// in vain, perhaps from beyond the copy.
+fn why_stopped(stop: StopReason, copy_ended: bool) -> StopReason {
     match stop {
-        StopReason::UnreadableStack if ended && words == MAX_STACK_COPY_BYTES / 8 => StopReason::StackCopyEnded,
+        StopReason::UnreadableStack if copy_ended => StopReason::StackCopyEnded,
         stop => stop,
     }
 }
@@ -339,13 +324,9 @@ fn step(rule: u64, registers: &mut Registers, stack: &mut impl Machine) -> u64 {
 
 /// The stack that came with a sample, as the memory to unwind in.
 struct StackCopy<'a> {
-    start: u64,
-    words: &'a [u64],
-    other: &'a [u64],
+    sample: &'a Sample<'a>,
     read: [u64; 64],
-    /// Words at the start that are all zero, whole pages of them: nobody wrote there, or they could not be read.
-    unwritten: usize,
-    /// A read went beyond the end of the copy.
+    /// A read went beyond what the copy had room for.
     ended: bool,
 }
 
@@ -353,12 +334,7 @@ impl Machine for StackCopy<'_> {
     type Barrier = NoBarrier;
 
     fn read(&mut self, address: u64, words: u64) -> u64 {
-        let Some(distance) = address.checked_sub(self.start).filter(|distance| distance % 8 == 0) else { return 1 };
-        let range = usize::try_from(distance / 8).ok().zip(usize::try_from(words).ok());
-        let found = range.and_then(|(from, length)| self.words.get(from..from.checked_add(length)?));
-        let is_unwritten = range.is_some_and(|(from, _length)| from < self.unwritten);
-        match found {
-            Some(_) if is_unwritten => 1,
+        match usize::try_from(words).ok().and_then(|words| self.sample.stack_words(address, words)) {
             Some(found) => {
                 for (to, from) in self.read.iter_mut().zip(found) {
                     *to = *from;
@@ -366,14 +342,15 @@ impl Machine for StackCopy<'_> {
                 0
             }
             None => {
-                self.ended = true;
+                let last = address.saturating_add(words.saturating_sub(1).saturating_mul(8));
+                self.ended = self.ended || self.sample.stack_copy_ended(last);
                 1
             }
         }
     }
 
     fn other_register(&self, index: u64) -> u64 {
-        usize::try_from(index).ok().and_then(|index| self.other.get(index)).copied().unwrap_or(0)
+        usize::try_from(index).ok().and_then(|index| self.sample.other_registers.get(index)).copied().unwrap_or(0)
     }
 
     /// What it leads to is not in the copy.
@@ -423,32 +400,12 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_zeroes_before_the_first_word_are_unwritten() {
-        let words = |zeroes: usize, all: usize| (0..all).map(|at| u64::from(at >= zeroes)).collect::<Vec<_>>();
-        for (start, zeroes, all, expected) in [
-            (0x7000, 0, 1024, 0),
-            (0x7000, 511, 1024, 0),
-            (0x7000, 512, 1024, 512),
-            (0x7ff0, 2, 600, 2),
-            (0x7ff0, 600, 1024, 514),
-            (0x7ff0, 700, 700, 700),
-            (0x7000, 0, 0, 0),
-        ] {
-            assert_eq!(unwritten(start, &words(zeroes, all)), expected, "{start:#x} {zeroes} {all}");
-        }
-    }
-
-    #[test]
     fn only_what_could_not_be_read_is_cut_by_the_end_of_the_copy() {
-        let full = MAX_STACK_COPY_BYTES / 8;
-        assert_eq!(why_stopped(StopReason::UnreadableStack, true, full), StopReason::StackCopyEnded);
-        for (stop, ended, words) in [
-            (StopReason::Complete, true, full),
-            (StopReason::UnsupportedCfi, true, full),
-            (StopReason::UnreadableStack, false, full),
-            (StopReason::UnreadableStack, true, full - 1),
-        ] {
-            assert_eq!(why_stopped(stop, ended, words), stop);
+        assert_eq!(why_stopped(StopReason::UnreadableStack, true), StopReason::StackCopyEnded);
+        for (stop, copy_ended) in
+            [(StopReason::Complete, true), (StopReason::UnsupportedCfi, true), (StopReason::UnreadableStack, false)]
+        {
+            assert_eq!(why_stopped(stop, copy_ended), stop);
         }
     }
 

@@ -20,6 +20,13 @@ pub const MAX_KERNEL_FRAMES: usize = 127;
 /// Starting interpreters and compilers at work were seen to have more than 16 KiB.
 pub const MAX_STACK_COPY_BYTES: usize = 48 * 1024;
 
+/// Bytes of a page of a stack copy, on all architectures: one that is larger in the kernel is several here.
+pub const STACK_COPY_PAGE_BYTES: usize = 4096;
+
+/// Pages in which a stack copy looks for these bytes, 128 KiB: each has a bit in half a word. Those that can't be read
+/// are left out, so frames with large buffers that are hardly used have their callers in the copy.
+pub const MAX_STACK_COPY_PAGES: u32 = 32;
+
 /// Bytes of a chunk of rows or ranges: `KMALLOC_MAX_SIZE`, the largest array value before 5.11.
 pub const CHUNK_BYTES: usize = 4 << 20;
 

@@ -3,13 +3,17 @@
 //! other registers and the copy, all in words of 8 bytes.
 
 use crate::address::{Cpu, MonotonicNs, Pid, Tid};
-use crate::limits::{MAX_KERNEL_FRAMES, MAX_STACK_COPY_BYTES, MAX_USER_FRAMES};
+use crate::limits::{
+    MAX_KERNEL_FRAMES, MAX_STACK_COPY_BYTES, MAX_STACK_COPY_PAGES, MAX_USER_FRAMES, STACK_COPY_PAGE_BYTES,
+};
 
 /// Words before the frames.
 pub const HEADER_WORDS: usize = 11;
 
 /// Words before the stack copy: x86_64's [`crate::row::OTHER_REGISTERS`] (aarch64: of no meaning).
 pub const OTHER_REGISTER_WORDS: usize = 9;
+
+const PAGE_BYTES: u64 = STACK_COPY_PAGE_BYTES as u64;
 
 /// The first byte of every record. Another value is a record of another version.
 pub const KIND_SAMPLE: u8 = 0x51;
@@ -36,7 +40,8 @@ pub mod word {
     pub const COMM: usize = 4;
     /// Registers at the last user frame, or at the first one with a whole stack: pc, sp, fp, lr (rbx on x86_64).
     pub const REGISTERS: usize = 6;
-    /// Bytes of stack copy, a multiple of 8.
+    /// `bytes | pages << 32`: bytes of stack copy, a multiple of 8, and a bit for each page that is in it, the lowest
+    /// for that where it begins.
     pub const STACK_BYTES: usize = 10;
 }
 
@@ -164,8 +169,11 @@ pub struct Sample<'a> {
     pub user_frames: &'a [u64],
     /// With a stack copy: x86_64's `OTHER_REGISTERS`.
     pub other_registers: &'a [u64],
-    /// The stack from [`stack_copy_start`] of `registers[1]` (sp) upwards, in words.
+    /// The stack from [`stack_copy_start`] of `registers[1]` (sp) upwards, in words, without the pages that could not
+    /// be read: [`Self::stack_words`] finds what is in it.
     pub stack: &'a [u64],
+    /// The pages that are in `stack`: bit n is that of n pages above the first one.
+    pub stack_pages: u32,
 }
 
 /// Why a record could not be decoded.
@@ -242,7 +250,46 @@ impl<'a> Sample<'a> {
                 words[word::REGISTERS + 3],
             ],
         };
-        Ok(Self { header, kernel_frames, user_frames, other_registers, stack })
+        let stack_pages = (words[word::STACK_BYTES] >> 32) as u32;
+        Ok(Self { header, kernel_frames, user_frames, other_registers, stack, stack_pages })
+    }
+
+    /// So many words at `address`, if the stack copy has them.
+    #[must_use]
+    pub fn stack_words(&self, address: u64, words: usize) -> Option<&'a [u64]> {
+        let start = stack_copy_start(self.header.registers[1]);
+        let last = address.checked_add(u64::try_from(words).ok()?.checked_mul(8)?)?.checked_sub(1)?;
+        if address < start || !address.is_multiple_of(8) {
+            return None;
+        }
+        let (first_page, last_page) = (self.stack_page(address)?, self.stack_page(last)?);
+        let below = |page: u32| (1u32 << page) - 1;
+        let needed = below(last_page) & !below(first_page) | 1 << last_page;
+        if self.stack_pages & needed != needed {
+            return None;
+        }
+        let left_out = u64::from((below(first_page) & !self.stack_pages).count_ones()) * PAGE_BYTES;
+        // Of the first page there is the end only.
+        let left_out = left_out + u64::from(self.stack_pages & 1) * (start % PAGE_BYTES);
+        let from = (address - (start - start % PAGE_BYTES)).checked_sub(left_out)? / 8;
+        let from = usize::try_from(from).ok()?;
+        self.stack.get(from..from.checked_add(words)?)
+    }
+
+    /// Whether the stack copy ended for want of room, and `address` is above all that it has.
+    #[must_use]
+    pub fn stack_copy_ended(&self, address: u64) -> bool {
+        let is_full = self.stack.len() == MAX_STACK_COPY_BYTES / 8;
+        let above = address >= stack_copy_start(self.header.registers[1])
+            && self.stack_page(address).is_none_or(|page| self.stack_pages >> page <= 1);
+        is_full && above
+    }
+
+    /// The number of the page of a stack copy that would have this address, which is not below its start.
+    fn stack_page(&self, address: u64) -> Option<u32> {
+        let first = stack_copy_start(self.header.registers[1]) / PAGE_BYTES;
+        let page = u32::try_from((address / PAGE_BYTES).checked_sub(first)?).ok()?;
+        (page < MAX_STACK_COPY_PAGES).then_some(page)
     }
 }
 
@@ -264,7 +311,7 @@ mod tests {
         into[word::CPU_GENERATION] = 3 | 9 << 32;
         into[word::COMM] = u64::from_ne_bytes(*b"threadna");
         into[word::COMM + 1] = u64::from_ne_bytes(*b"me\0\0\0\0\0\0");
-        into[word::STACK_BYTES] = stack.len() as u64 * 8;
+        into[word::STACK_BYTES] = (stack.len() as u64 * 8) | 0b1101 << 32;
         let mut at = HEADER_WORDS;
         let other = if stack.is_empty() { [].as_slice() } else { &[9; OTHER_REGISTER_WORDS] };
         for part in [kernel, user, other, stack] {
@@ -282,12 +329,90 @@ mod tests {
         assert_eq!(sample.kernel_frames, [1, 2]);
         assert_eq!(sample.user_frames, [3 | FRAME_EXACT, 4]);
         assert_eq!(sample.other_registers, [9; OTHER_REGISTER_WORDS]);
-        assert_eq!(sample.stack, [5, 6, 7]);
+        assert_eq!((sample.stack, sample.stack_pages), ([5, 6, 7].as_slice(), 0b1101));
         assert_eq!((sample.header.pid, sample.header.tid), (Pid(7), Tid(8)));
         assert_eq!((sample.header.cpu, sample.header.generation), (Cpu(3), 9));
         assert_eq!(&sample.header.comm, b"threadname\0\0\0\0\0\0");
         assert!(sample.header.kernel_mode);
         assert_eq!(sample.header.stop, StopReason::NoTable);
+    }
+
+    /// A stack copy that begins at `start`, of the pages whose bits are set, each word of which has its address as its
+    /// value; in all so many words at most.
+    fn stack_copy(start: u64, pages: u32, most: usize, into: &mut [u64]) -> usize {
+        let mut words = 0;
+        for address in (start..start + 33 * PAGE_BYTES).step_by(8) {
+            let page = address / PAGE_BYTES - start / PAGE_BYTES;
+            if page < 32 && pages >> page & 1 != 0 && words < most {
+                into[words] = address;
+                words += 1;
+            }
+        }
+        words
+    }
+
+    fn with_stack_copy(start: u64, pages: u32, stack: &[u64]) -> Sample<'_> {
+        let mut words = [0; HEADER_WORDS];
+        words[word::SHAPE] = shape_word(0, StopReason::NoTable as u64, 0, 0);
+        // The red zone is in the copy.
+        words[word::REGISTERS + 1] = start + if start.is_multiple_of(PAGE_BYTES) { 0 } else { 128 };
+        let header = Sample::decode(&words).unwrap().header;
+        assert_eq!(stack_copy_start(header.registers[1]), start);
+        Sample { header, kernel_frames: &[], user_frames: &[], other_registers: &[], stack, stack_pages: pages }
+    }
+
+    #[test]
+    fn words_of_a_stack_copy_are_found_beyond_pages_that_are_left_out() {
+        let mut into = [0; 33 * 512];
+        for start in [0x7f00_0000_0000, 0x7f00_0000_0ff0 - 0x100] {
+            for (pages, most) in [
+                (0b1, 6144),
+                (0b1101, 6144),
+                (0b1010, 6144),
+                (1 << 31 | 1, 6144),
+                (u32::MAX, 6144),
+                (0, 6144),
+                (0b111, 700),
+            ] {
+                let length = stack_copy(start, pages, most, &mut into);
+                let sample = with_stack_copy(start, pages, &into[..length]);
+                let is_there = |address: u64| into[..length].contains(&address);
+                for address in (start - 64..start + 33 * PAGE_BYTES).step_by(8) {
+                    let expected = is_there(address).then_some(address);
+                    assert_eq!(
+                        sample.stack_words(address, 1).map(|words| words[0]),
+                        expected,
+                        "{pages:#b} {address:#x}"
+                    );
+                    let both = is_there(address) && is_there(address + 8);
+                    assert_eq!(sample.stack_words(address, 2), both.then_some([address, address + 8].as_slice()));
+                }
+                assert_eq!(sample.stack_words(start + 4, 1), None);
+                assert_eq!(sample.stack_words(u64::MAX - 7, 1), None);
+                assert_eq!(sample.stack_words(start, usize::MAX), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_stack_copy_ended_above_all_that_it_has_when_it_is_full() {
+        let start = 0x7f00_0000_0100;
+        let full = [0; MAX_STACK_COPY_BYTES / 8];
+        // Twelve pages and a piece of one, with a gap.
+        let pages = 0b11_1111_1111_1011;
+        let sample = with_stack_copy(start, pages, &full);
+        let base = start - 0x100;
+        for (address, expected) in [
+            (base + 14 * PAGE_BYTES, true),
+            (base + 13 * PAGE_BYTES + 0x800, true),
+            (u64::MAX, true),
+            (base + 2 * PAGE_BYTES, false),
+            (start - 8, false),
+            (base + 12 * PAGE_BYTES, false),
+        ] {
+            assert_eq!(sample.stack_copy_ended(address), expected, "{address:#x}");
+        }
+        assert!(!with_stack_copy(start, pages, &full[8..]).stack_copy_ended(base + 14 * PAGE_BYTES), "not full");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use profiler_common::counter::Counter;
-use profiler_common::limits::{MAX_STACK_COPY_BYTES, SCRATCH_WORDS};
+use profiler_common::limits::{MAX_STACK_COPY_BYTES, MAX_STACK_COPY_PAGES, SCRATCH_WORDS, STACK_COPY_PAGE_BYTES};
 use profiler_common::record::{
     FLAG_KERNEL_MODE, FLAG_WHOLE_STACK, HEADER_WORDS, OTHER_REGISTER_WORDS, StopReason, shape_word, stack_copy_start, word,
 };
@@ -12,7 +12,7 @@ use crate::barrier::opaque;
 use crate::maps::{RECORDS, Walk, count};
 use crate::settings;
 
-const PAGE_BYTES: u64 = 4096;
+const PAGE_BYTES: u64 = STACK_COPY_PAGE_BYTES as u64;
 const RECORD_BYTES: u64 = SCRATCH_WORDS as u64 * 8;
 
 /// Completes the header, copies the stack if user space can make use of it, and writes the record.
@@ -35,9 +35,10 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
     let frames_end = HEADER_WORDS as u64 + kernel_frames + user_frames;
     let mut used = frames_end * 8;
     let mut copied = 0;
+    let mut pages = 0;
     if whole_stack || stop.can_go_on() {
         let stack_at = frames_end + OTHER_REGISTER_WORDS as u64;
-        copied = copy_stack(record, stack_at * 8, stack_copy_start(registers.sp));
+        (copied, pages) = copy_stack(record, stack_at * 8, stack_copy_start(registers.sp));
         if copied != 0 {
             let mut index = 0;
             while index < OTHER_REGISTER_WORDS {
@@ -48,22 +49,21 @@ pub(crate) fn finish(record: &mut [u64; SCRATCH_WORDS], walk: &Walk, stop: StopR
             used = stack_at * 8;
         }
     }
-    record[word::STACK_BYTES] = copied;
+    record[word::STACK_BYTES] = copied | pages << 32;
     let wake_up = if has_room { BPF_RB_NO_WAKEUP } else { BPF_RB_FORCE_WAKEUP };
     write(record, used + copied, wake_up);
 }
 
-/// Copies the stack from `start` upwards behind the `used` bytes of the record, page by page until a
-/// page can't be read. Pages before the first one that can be read are zeroes: a large buffer has only begun
-/// to be used. Returns the bytes copied.
+/// Copies the stack from `start` upwards behind the `used` bytes of the record, page by page. What can't be read is
+/// left out: a large buffer of which little was used lies between a frame and its callers, or the stack has ended.
+/// Returns the bytes copied, and a bit for each page that is among them, the lowest for that of `start`.
 #[inline(always)]
-fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, start: u64) -> u64 {
+fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, start: u64) -> (u64, u64) {
     let mut copied = 0;
-    let mut readable = 0;
-    let mut left = opaque(MAX_STACK_COPY_BYTES as u64 / PAGE_BYTES + 1);
-    while left != 0 {
-        left -= 1;
-        let from = start.wrapping_add(copied);
+    let mut pages = 0;
+    let mut from = start;
+    let mut page = 0;
+    while page < opaque(MAX_STACK_COPY_PAGES as u64) {
         let rest = MAX_STACK_COPY_BYTES as u64 - copied;
         let in_page = PAGE_BYTES - (from & (PAGE_BYTES - 1));
         let bytes = opaque(if in_page < rest { in_page } else { rest }) & !7;
@@ -75,14 +75,14 @@ fn copy_stack(record: &mut [u64; SCRATCH_WORDS], used: u64, start: u64) -> u64 {
         let target = unsafe { record.as_mut_ptr().cast::<u8>().add(to as usize) };
         // SAFETY: `target` has room for `bytes` bytes; the helper checks the address, and clears the buffer
         // when it can't be read.
-        if unsafe { bpf_probe_read_user(target.cast(), bytes as u32, from as *const _) } == 0 {
-            readable = 1;
-        } else if readable != 0 {
-            break;
-        }
-        copied += bytes;
+        let result = unsafe { bpf_probe_read_user(target.cast(), bytes as u32, from as *const _) };
+        let readable = 1 ^ opaque(opaque(result as u64) >> 63);
+        copied += opaque(bytes) * readable;
+        pages |= readable << page;
+        from = from.wrapping_add(in_page);
+        page += 1;
     }
-    opaque(copied) * readable
+    (opaque(copied), opaque(pages))
 }
 
 /// Hands the first `bytes` bytes of the record to user space, which is woken only when much waits.

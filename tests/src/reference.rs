@@ -13,7 +13,7 @@ use gimli::{
     RegisterRule, UnwindContext, UnwindExpression, UnwindSection as _, Value,
 };
 use object::{Object as _, ObjectSection as _, ObjectSegment as _};
-use profiler_common::record::{FRAME_ADDRESS, FRAME_EXACT, Sample, stack_copy_start};
+use profiler_common::record::{FRAME_ADDRESS, FRAME_EXACT, Sample};
 use profiler_common::row::{OTHER_REGISTERS, RBX};
 
 /// rbp, rsp and the return address (System V ABI, x86-64 supplement, figure 3.36).
@@ -120,7 +120,7 @@ pub fn unwind(sample: &Sample<'_>, modules: &Modules) -> (Vec<(u64, bool)>, End)
         OTHER_REGISTERS.iter().zip(sample.other_registers).map(|(number, value)| (*number, *value)).collect();
     registers.extend([(RBP.0, fp), (RSP.0, sp), (RBX, rbx)]);
     let mut frame = Frame { pc, exact: true, registers };
-    let memory = Memory { start: stack_copy_start(sp), words: sample.stack };
+    let memory = Memory { sample };
     let mut frames = vec![(pc, true)];
     loop {
         match frame.caller(&memory, modules) {
@@ -138,15 +138,13 @@ pub fn frames(sample: &Sample<'_>) -> Vec<(u64, bool)> {
 }
 
 struct Memory<'a> {
-    start: u64,
-    words: &'a [u64],
+    sample: &'a Sample<'a>,
 }
 
 impl Memory<'_> {
     fn word(&self, address: u64) -> Result<u64, End> {
-        let offset = address.checked_sub(self.start).ok_or(End::Unknown("memory below the stack pointer"))?;
-        let word = usize::try_from(offset / 8).ok().and_then(|index| self.words.get(index));
-        word.copied().filter(|_| offset % 8 == 0).ok_or(End::Unknown("the end of the stack copy"))
+        let words = self.sample.stack_words(address, 1);
+        words.and_then(|words| words.first().copied()).ok_or(End::Unknown("the end of the stack copy"))
     }
 }
 

@@ -173,6 +173,7 @@ pub const WORKLOADS: &[Workload] = &[
     // The same code at the same addresses by other names.
     c("brief-twin", "brief.c", &["-Douter=twin_outer", "-Dinner=twin_inner", "-Dleaf=twin_leaf"]),
     c("bulky", "bulky.c", &[]),
+    c("roomy", "roomy.c", &[]),
     c("answer", "answer.c", &[]),
     c("bpf", "bpf.c", &[]),
     c("take_event", "take_event.c", &[]),

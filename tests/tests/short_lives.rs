@@ -168,6 +168,27 @@ fn copies_of_one_program() {
     assert!(matches!(read[..], [_one]), "{read:x?}");
 }
 
+/// Each life is that of a new file, unwound from copies of its stack; and of that pages are missing between a frame and
+/// its callers, since nobody has touched them.
+#[test]
+fn frames_with_pages_that_are_not_there() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [roomy, copy] = [lab.workload("roomy"), folder.path().join("roomy")].map(|path| path.display().to_string());
+    let script = format!("for life in $(seq 60); do cp {roomy} {copy}; {copy} 20; rm {copy}; done; :");
+    let profile = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]).profile();
+    let chain = from_main(&["larger", "middle", "large", "leaf"]);
+    let mut share = Share { right: 0, all: 0 };
+    for stack in profile.of("roomy") {
+        let whole = stack.incomplete.is_none();
+        assert!(!whole || !stack.holds("leaf") || stack.is(&chain), "{stack:?}");
+        share.all += stack.samples;
+        share.right += if whole { stack.samples } else { 0 };
+    }
+    println!("{share:?} are complete, {:.2}%", 100.0 * share.part());
+    assert!(share.all >= 200 && share.part() >= 0.95, "{share:?} {:?}", profile.quality);
+}
+
 /// Each life is that of one of two programs that have the same path, build id and size, and other names.
 #[test]
 fn programs_that_look_alike() {
