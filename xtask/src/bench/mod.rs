@@ -22,6 +22,9 @@ use serde_json::{Value, json};
 use crate::shell::{self, Elevation};
 use inputs::Inputs;
 
+/// Bytes.
+const MIB: f64 = 1048576.0;
+
 const BUILD: [&str; 5] = ["build", "--release", "-p", "profiler-agent", "--bins"];
 
 /// Options of `cargo xtask bench`.

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use super::MIB;
 use crate::shell;
 
 /// Builds the program that makes the table of one file and says what it took.
@@ -26,7 +27,6 @@ const FILES: [&str; 9] = [
 ];
 
 const MB: f64 = 1e6;
-const MIB: f64 = 1048576.0;
 
 /// `cargo xtask bench tables`.
 pub(super) fn run(files: &[PathBuf]) -> Result<()> {

@@ -41,7 +41,7 @@ impl Group {
         let is_v1 = self.path.join("memory.usage_in_bytes").exists();
         let usage = read(if is_v1 { "memory.usage_in_bytes" } else { "memory.current" })?;
         let usage: u64 = usage.trim().parse().context("the usage of a control group")?;
-        let files = file_bytes(&read("memory.stat")?, if is_v1 { "total_cache" } else { "file" }, is_v1);
+        let files = file_bytes(&read("memory.stat")?, is_v1);
         let rings: u64 = family(pid).into_iter().map(ring_bytes).sum();
         Ok(usage.saturating_sub(files) + rings)
     }
@@ -63,12 +63,13 @@ impl Drop for Group {
 
 /// Pages of files that are on a disk (Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst: both caches
 /// count shared memory).
-fn file_bytes(statistics: &str, cache: &str, is_v1: bool) -> u64 {
+fn file_bytes(statistics: &str, is_v1: bool) -> u64 {
+    let (cache, shared) = if is_v1 { ("total_cache", "total_shmem") } else { ("file", "shmem") };
     let value = |name: &str| {
         let line = statistics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0)
     };
-    value(cache).saturating_sub(value(if is_v1 { "total_shmem" } else { "shmem" }))
+    value(cache).saturating_sub(value(shared))
 }
 
 /// The rings of perf events that a process has mapped.
@@ -89,8 +90,8 @@ mod tests {
     #[test]
     fn files_are_what_is_no_shared_memory() {
         let text = "cache 1\nshmem 2\ntotal_cache 300\ntotal_rss 7\ntotal_shmem 100\n";
-        assert_eq!(file_bytes(text, "total_cache", true), 200);
-        assert_eq!(file_bytes("anon 4\nfile 300\nshmem 50\n", "file", false), 250);
+        assert_eq!(file_bytes(text, true), 200);
+        assert_eq!(file_bytes("anon 4\nfile 300\nshmem 50\n", false), 250);
         assert_eq!(mapped_bytes("7f00001000-7f00003000 rw-s 0 0:10 9 anon_inode:[perf_event]"), Some(0x2000));
     }
 }

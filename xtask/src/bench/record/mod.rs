@@ -24,7 +24,7 @@ use table::Row;
 use tool::TOOLS;
 
 /// Programs without which nothing is measured.
-const ALWAYS: [&str; 2] = ["perf", "setpriv"];
+const ALWAYS: [&str; 3] = ["perf", "setpriv", "timeout"];
 /// A load is at work after that time.
 const WARM_UP: Duration = Duration::from_secs(3);
 /// Makes graphs of what perf records.

@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::Bench;
 use super::memory::Group;
@@ -66,6 +66,7 @@ pub(super) fn run(bench: &Bench, tool: Tool) -> Result<Run> {
     }
     run.graph_s = ended.elapsed().as_secs_f64();
     run.samples = tool.samples(&bench.inputs)?;
+    ensure!(run.samples > 0, "{} took no sample", tool.name());
     // The load is even: the second half has its share of the samples.
     let samples = run.samples as f64 * 0.5;
     run.cpu_ms /= samples / 1000.0;

@@ -3,10 +3,9 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use super::super::MIB;
 use super::run::Run;
 use super::tool::Tool;
-
-const MIB: f64 = 1048576.0;
 
 /// Opens the table.
 pub(super) const HEAD: &str = "| load | profiler | samples | CPU ms / 1000 samples | of it kernel programs | first sample s | CPU s \
