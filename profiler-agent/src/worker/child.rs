@@ -198,6 +198,7 @@ impl Memory {
             bytes = self.anonymous_bytes()?;
             self.kept_bytes = bytes;
         }
+        self.kept_bytes = self.kept_bytes.min(bytes);
         Ok(bytes)
     }
 
