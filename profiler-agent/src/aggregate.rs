@@ -55,13 +55,15 @@ pub(crate) struct Aggregator {
     sources: SourceMap,
     /// The first file of each program, which stands for all.
     programs: HashMap<Program, FileKey>,
+    /// By each file, once its contents are known.
+    first_of_program: HashMap<FileKey, FileKey>,
     mappings: HashMap<Place, Shown>,
     kernel_mapping: MappingId,
     known: HashSet<LocationId>,
     /// Addresses that could not be asked for, or in vain: another copy of the file may tell.
     failed: HashSet<(FileKey, Svma)>,
-    /// The locations of each address of a file: one for each way to find it.
-    locations: HashMap<(FileKey, Svma), Vec<LocationId>>,
+    /// By file and address: one location for each way to find it.
+    locations: HashMap<FileKey, HashMap<Svma, Vec<LocationId>>>,
     pub(crate) wanted: Wanted,
     kernel_wanted: Vec<(LocationId, VirtualAddress)>,
     stack: Vec<LocationId>,
@@ -104,6 +106,7 @@ impl Aggregator {
             profile,
             sources,
             programs: HashMap::new(),
+            first_of_program: HashMap::new(),
             mappings: HashMap::new(),
             kernel_mapping,
             known: HashSet::new(),
@@ -207,7 +210,7 @@ impl Aggregator {
 
     /// Copies the symbols of `address` in what `first` stands for to a location, or has `file` asked for them.
     fn want(&mut self, first: FileKey, file: Option<(FileKey, &Arc<OwnedFd>)>, address: Svma, location: LocationId) {
-        let locations = self.locations.entry((first, address)).or_default();
+        let locations = self.locations.entry(first).or_default().entry(address).or_default();
         if let Some(symbolized) = locations.first().and_then(|first| self.profile.lines(*first)) {
             let (lines, start) = (symbolized.to_vec(), self.profile.function_start(locations[0]));
             self.profile.set_lines(location, lines);
@@ -260,21 +263,18 @@ impl Aggregator {
         let Some((executable, contents)) = executable.and_then(|known| Some((known, known.contents?))) else {
             return file;
         };
-        if let Some(first) = executable.first_of_program.get() {
-            return first;
-        }
-        let path = self.profile.string(&executable.path);
-        let first = *self.programs.entry(Program { path, contents }).or_insert(file);
-        executable.first_of_program.set(Some(first));
-        first
+        *self.first_of_program.entry(file).or_insert_with(|| {
+            let path = self.profile.string(&executable.path);
+            *self.programs.entry(Program { path, contents }).or_insert(file)
+        })
     }
 
     /// A copy of the file that `first` stands for did not tell what it was asked for: the next one that brings a sample
     /// is asked.
     pub(crate) fn ask_another(&mut self, first: FileKey) {
-        for ((file, address), locations) in &self.locations {
+        for (address, locations) in self.locations.get(&first).into_iter().flatten() {
             let is_unknown = |location: &LocationId| self.profile.lines(*location).is_none();
-            if *file == first && locations.first().is_some_and(is_unknown) {
+            if locations.first().is_some_and(is_unknown) {
                 for location in locations {
                     self.known.remove(location);
                 }
@@ -293,14 +293,16 @@ impl Aggregator {
 
     /// Locations in files of which no symbolizer said what is there, not even that nothing is.
     pub(crate) fn unanswered_locations(&self) -> u64 {
-        let all = self.locations.values().flatten();
+        let all = self.locations.values().flat_map(HashMap::values).flatten();
         all.filter(|location| self.profile.lines(**location).is_none()).count() as u64
     }
 
     /// In how many samples each file has a frame.
     pub(crate) fn samples_by_file(&self) -> HashMap<FileKey, u64> {
-        let files = self.locations.iter().flat_map(|((file, _address), all)| all.iter().map(|id| (*id, *file)));
-        let files: HashMap<LocationId, FileKey> = files.collect();
+        let of_file = |(file, addresses): (&FileKey, &HashMap<Svma, Vec<LocationId>>)| {
+            addresses.values().flatten().map(|id| (*id, *file)).collect::<Vec<_>>()
+        };
+        let files: HashMap<LocationId, FileKey> = self.locations.iter().flat_map(of_file).collect();
         let (mut samples, mut hit) = (HashMap::new(), HashSet::new());
         for sample in self.profile.samples() {
             hit.clear();
@@ -314,17 +316,14 @@ impl Aggregator {
 
     /// The addresses of each of these files that stacks have.
     pub(crate) fn addresses_of(&self, files: &[FileKey]) -> BTreeMap<FileKey, Vec<Svma>> {
-        let mut addresses: BTreeMap<FileKey, Vec<Svma>> = BTreeMap::new();
-        for (file, address) in self.locations.keys().filter(|(file, _address)| files.contains(file)) {
-            addresses.entry(*file).or_default().push(*address);
-        }
-        addresses
+        let of_file = |file: &FileKey| Some((*file, self.locations.get(file)?.keys().copied().collect()));
+        files.iter().filter_map(of_file).collect()
     }
 
     /// Whether the source of any code of a file is known.
     pub(crate) fn has_source(&self, file: FileKey) -> bool {
-        let of_file = self.locations.iter().filter(|((of, _address), _all)| *of == file);
-        let lines = of_file.filter_map(|(_key, all)| self.profile.lines(*all.first()?)).flatten();
+        let of_file = self.locations.get(&file).into_iter().flat_map(HashMap::values);
+        let lines = of_file.filter_map(|all| self.profile.lines(*all.first()?)).flatten();
         let sources = lines.map(|line| &self.profile[self.profile[line.function].file]);
         sources.into_iter().any(|source| !source.is_empty())
     }
@@ -338,7 +337,8 @@ impl Aggregator {
     pub(crate) fn symbolized(&mut self, file: FileKey, address: Svma, frames: &[Frame]) {
         let nameless = frames.first().map(|frame| frame.nameless_start).filter(|start| *start != Svma(0));
         let lines = if nameless.is_some() { Vec::new() } else { self.lines(frames) };
-        for location in self.locations.get(&(file, address)).into_iter().flatten() {
+        let locations = self.locations.get(&file).and_then(|addresses| addresses.get(&address));
+        for location in locations.into_iter().flatten() {
             self.profile.set_lines(*location, lines.clone());
             if let Some(start) = nameless {
                 self.profile.set_function_start(*location, start);

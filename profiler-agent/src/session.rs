@@ -329,16 +329,16 @@ impl Session {
 
     fn answered(&mut self, reply: Reply) {
         match reply {
-            Reply::Table { key, result, source, contents } => {
-                let result = self.tracker.unless_rewritten(key, result);
+            Reply::Table { key, file, result, source, contents } => {
+                let result = self.tracker.unless_rewritten((key, &file), result);
                 self.tracker.note_contents(key, contents.filter(|_| result.is_ok()));
-                self.tracker.keep_table(key, &result, source);
+                self.tracker.keep_table(&file, &result, source);
                 self.tracker.table_built(key, result);
                 self.request_tables();
                 self.settle();
             }
-            Reply::Symbols { key, result, lacking } => {
-                let result = self.tracker.unless_rewritten(key, result);
+            Reply::Symbols { key, file, result, lacking } => {
+                let result = self.tracker.unless_rewritten((key, &file), result);
                 let executable = self.tracker.executable(key);
                 let first = self.aggregator.wanted.first(key);
                 if let Some(debuginfod) = &mut self.debuginfod {

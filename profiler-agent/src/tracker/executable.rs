@@ -16,7 +16,7 @@ use crate::clock;
 use crate::debug_files::Place;
 use crate::kernel::Tables;
 use crate::kernel::sideband::Mapping;
-use crate::worker::{ContentsDigest, FileError, FileKey};
+use crate::worker::{ContentsDigest, FileKey};
 
 /// Which file it is, whatever its name. A file that was written again is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,8 +81,6 @@ pub(crate) struct Executable {
     pub(crate) last_used: Cell<MonotonicNs>,
     /// Known of small files whose table was built.
     pub(crate) contents: Option<ContentsDigest>,
-    /// The file that stands for all with the same program, once the aggregator knows.
-    pub(crate) first_of_program: Cell<Option<FileKey>>,
     /// Since when no process has it mapped.
     pub(crate) idle_since: Option<MonotonicNs>,
     pub(super) identity: Option<Identity>,
@@ -137,20 +135,12 @@ impl Executable {
         unchanged
     }
 
-    /// Whether the open file has other contents than it had when it was opened: what is read of it now is not
-    /// what runs, or ran. Linking and unlinking change nothing.
-    fn is_rewritten(&self) -> bool {
+    /// Whether the executable's file, which somebody may have kept open for longer, has other contents than it had when
+    /// it was opened: what is read of it now is not what runs, or ran. Linking and unlinking change nothing.
+    pub(super) fn is_rewritten(&self, file: &OwnedFd) -> bool {
         let contents = |identity: Identity| (identity.size_bytes, identity.modified);
-        let now = self.file.as_ref().and_then(Identity::of).map(contents);
+        let now = Identity::of(file).map(contents);
         now.zip(self.identity.map(contents)).is_some_and(|(now, then)| now != then)
-    }
-
-    /// What a worker found in the file, unless other contents have been written to it.
-    pub(crate) fn unless_rewritten<T>(&self, found: Result<T, FileError>) -> Result<T, FileError> {
-        if self.is_rewritten() {
-            return Err(FileError::Unreadable("it was written to since it was mapped".to_owned()));
-        }
-        found
     }
 
     /// What is added to this file's addresses where `start` shows `file_offset`.

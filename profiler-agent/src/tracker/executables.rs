@@ -113,7 +113,6 @@ impl Executables {
             row_count: 0,
             last_used: Cell::new(MonotonicNs(0)),
             contents: None,
-            first_of_program: Cell::new(None),
             idle_since: None,
             identity,
             known: Cell::new((NEVER, MonotonicNs(0))),
@@ -420,7 +419,7 @@ mod tests {
         // Into the same inode.
         let other = [fs::read("/bin/sleep").unwrap(), vec![0]].concat();
         fs::write(&program, other).unwrap();
-        let (_running, pid, mapping, now) = started(&program);
+        let (running, pid, mapping, now) = started(&program);
         assert_eq!(mapping.file, of_ended.file);
         let mut executables = Executables::new();
         let is_new = |found| if let Found::New(key) = found { Some(key) } else { None };
@@ -435,6 +434,14 @@ mod tests {
         assert!(
             matches!(executables.find(Pid(u32::MAX), &mapping, Presence::at(later)), Found::Known(known) if known == key)
         );
+        // It ends, and its file is open for those only who still have to read it.
+        drop(running);
+        let file = executables.get(key).and_then(|executable| executable.file.clone()).unwrap();
+        executables.close(key);
+        let executable = executables.get(key).unwrap();
+        assert!(!executable.is_rewritten(&file));
+        fs::write(&program, "something else").unwrap();
+        assert!(executable.is_rewritten(&file));
     }
 
     #[test]

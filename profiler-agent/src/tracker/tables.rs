@@ -1,6 +1,7 @@
 //! The tables of executables: asked for, placed where the kernel reads them, given up again; and
 //! the ranges of processes that lead to them.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use profiler_common::address::{MonotonicNs, Pid, Svma};
@@ -71,22 +72,25 @@ impl Tracker {
     /// Puts a table that was built into the cache on disk, if it took long.
     pub(crate) fn keep_table(
         &mut self,
-        key: FileKey,
+        file: &OwnedFd,
         result: &Result<UnwindTable, FileError>,
         source: Option<TableSource>,
     ) {
-        let file = self.executables.get(key).and_then(|executable| executable.file.as_ref());
-        if let (Some(cache), Some(file), Ok(table), Some(source)) = (&mut self.cache, file, result, source) {
+        if let (Some(cache), Ok(table), Some(source)) = (&mut self.cache, result, source) {
             cache.keep(file, table, &source);
         }
     }
 
-    /// What a worker found in an executable, unless that has other contents by now.
-    pub(crate) fn unless_rewritten<T>(&self, key: FileKey, found: Result<T, FileError>) -> Result<T, FileError> {
-        match self.executables.get(key) {
-            Some(executable) => executable.unless_rewritten(found),
-            None => found,
+    /// What a worker found in an executable's file, unless that has other contents by now.
+    pub(crate) fn unless_rewritten<T>(
+        &self,
+        (key, file): (FileKey, &OwnedFd),
+        found: Result<T, FileError>,
+    ) -> Result<T, FileError> {
+        if self.executables.get(key).is_some_and(|executable| executable.is_rewritten(file)) {
+            return Err(FileError::Unreadable("it was written to since it was mapped".to_owned()));
         }
+        found
     }
 
     /// Samples wait for this table: it is built before others.

@@ -152,18 +152,21 @@ impl Answer {
         })
     }
 
-    pub(super) fn into_reply(self, role: Role, key: u32, lacking: Vec<DebugFile>) -> Reply {
+    pub(super) fn into_reply(self, role: Role, request: &Request, lacking: Vec<DebugFile>) -> Reply {
+        let (key, file) = (request.key, Arc::clone(&request.file));
         match (self, role) {
             (Self::Table(table, source, contents), _) => {
-                Reply::Table { key: FileKey(key), result: Ok(table), source, contents }
+                Reply::Table { key: FileKey(key), file, result: Ok(table), source, contents }
             }
-            (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), result: Ok(symbols), lacking },
+            (Self::Symbols(symbols), _) => Reply::Symbols { key: FileKey(key), file, result: Ok(symbols), lacking },
             (Self::Generated(names), _) => Reply::Generated { key: MapKey(key), result: Ok(names) },
             (Self::Description(description), _) => Reply::Description { key: FileKey(key), result: Ok(description) },
             (Self::Failed(error), Role::Tables) => {
-                Reply::Table { key: FileKey(key), result: Err(error), source: None, contents: None }
+                Reply::Table { key: FileKey(key), file, result: Err(error), source: None, contents: None }
             }
-            (Self::Failed(error), Role::Symbols) => Reply::Symbols { key: FileKey(key), result: Err(error), lacking },
+            (Self::Failed(error), Role::Symbols) => {
+                Reply::Symbols { key: FileKey(key), file, result: Err(error), lacking }
+            }
             (Self::Failed(error), Role::Generated) => Reply::Generated { key: MapKey(key), result: Err(error) },
             (Self::Failed(error), Role::Describe) => Reply::Description { key: FileKey(key), result: Err(error) },
         }

@@ -31,6 +31,8 @@ mod symbols;
 pub(crate) mod table_message;
 mod tables;
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use profiler_common::address::{MonotonicNs, Svma, VirtualAddress};
@@ -192,12 +194,14 @@ pub struct Description {
 }
 
 /// The answer to one request.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub enum Reply {
     /// To [`Worker::request_table`].
     Table {
         /// The file.
         key: FileKey,
+        /// What was asked about.
+        file: Arc<OwnedFd>,
         /// Its table.
         result: Result<UnwindTable, FileError>,
         /// What it was made from.
@@ -209,6 +213,8 @@ pub enum Reply {
     Symbols {
         /// The file.
         key: FileKey,
+        /// What was asked about.
+        file: Arc<OwnedFd>,
         /// For each address asked for, in that order, its functions, innermost first: one without a
         /// name when the file names none but has one there; none when it has none.
         result: Result<Vec<(Svma, Vec<Frame>)>, FileError>,

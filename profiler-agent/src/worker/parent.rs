@@ -174,7 +174,7 @@ impl Worker {
             self.link = None;
         }
         let flight = std::mem::take(&mut self.flight);
-        let reply = answer.into_reply(self.role, request.key, flight.lacking);
+        let reply = answer.into_reply(self.role, request, flight.lacking);
         self.queue.pop_front();
         reply
     }

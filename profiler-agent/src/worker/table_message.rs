@@ -74,18 +74,20 @@ pub(crate) fn decode_answer(
 
 /// What goes before an answer: what [`split_contents`] reads.
 pub(super) fn encode_contents(contents: Option<ContentsDigest>) -> Vec<u8> {
-    contents.map_or_else(|| vec![0], |digest| [&[1], &digest[..]].concat())
+    let mut out = Writer::default();
+    let digest = contents.as_ref().map_or(&[][..], |digest| &digest[..]);
+    out.count(digest.len());
+    out.bytes.extend(digest);
+    out.bytes
 }
 
 /// The digest of the file, if there is one, and the answer behind it.
 pub(super) fn split_contents(payload: &[u8]) -> Result<(Option<ContentsDigest>, &[u8]), &'static str> {
-    match payload.split_first() {
-        Some((0, rest)) => Ok((None, rest)),
-        Some((1, rest)) => {
-            rest.split_first_chunk().map(|(digest, rest)| (Some(*digest), rest)).ok_or("no digest of the file")
-        }
-        _ => Err("neither a digest of the file nor none"),
-    }
+    let mut input = Reader(payload);
+    let count = input.count(size_of::<ContentsDigest>())?;
+    let digest = input.slice(count)?;
+    let contents = if digest.is_empty() { None } else { Some(digest.try_into().or(Err("no digest of the file"))?) };
+    Ok((contents, input.0))
 }
 
 /// The payload that [`decode_parts`] reads: parts that go before those of the table that follows.
