@@ -110,7 +110,8 @@ stop_reasons! {
     MappingChanged = 11, "mapping_changed";
     /// The executable at the pc could not be read or has no usable table.
     NoUnwindTable = 12, "no_unwind_table";
-    /// The pc is in no executable mapping: not an address of code.
+    /// The pc is in no executable mapping: not an address of code; or it would be 0, found from where a function was
+    /// interrupted.
     NotCode = 13, "not_code";
 }
 

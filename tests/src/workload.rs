@@ -174,6 +174,7 @@ pub const WORKLOADS: &[Workload] = &[
     c("brief-twin", "brief.c", &["-Douter=twin_outer", "-Dinner=twin_inner", "-Dleaf=twin_leaf"]),
     c("bulky", "bulky.c", &[]),
     c("roomy", "roomy.c", &[]),
+    c("zero", "zero.c", &[]),
     c("answer", "answer.c", &[]),
     c("bpf", "bpf.c", &[]),
     c("take_event", "take_event.c", &[]),

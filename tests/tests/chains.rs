@@ -347,6 +347,24 @@ fn leaf_without_a_frame() {
     assert!(right >= 200 && skipped == 0, "{skipped} of {} stacks lack bare_middle and don't say so", share.all);
 }
 
+/// A return address of zero ends the stack of a coroutine, but not one where it was found by information that is wrong.
+#[test]
+fn zero_return_addresses() {
+    let Some(lab) = lab() else { return };
+    let profile = lab.record(&OPTIONS).of(&lab.workload("zero"), &["4000"]).profile();
+    let (mut whole, mut cut) = (0, 0);
+    for stack in profile.of("zero") {
+        if stack.holds("astray") {
+            assert!(stack.user != ["astray"] || stack.incomplete.as_deref() == Some("not_code"), "{stack:?}");
+            cut += if stack.incomplete.is_some() { stack.samples } else { 0 };
+        } else if stack.holds("leaf") {
+            assert!(stack.is(&["coroutine", "middle", "leaf"]), "{stack:?}");
+            whole += stack.samples;
+        }
+    }
+    assert!(whole >= 200 && cut >= 200, "{whole} whole, {cut} cut: {:?}", profile.quality);
+}
+
 /// Without tables and frame pointers a stack is cut, named and counted; no caller is made up.
 #[test]
 fn neither_tables_nor_frame_pointers() {

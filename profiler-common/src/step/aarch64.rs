@@ -30,7 +30,7 @@ pub fn step_aarch64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M
     let pc = select::<M>(in_lr, regs.lr, machine.word(words.wrapping_sub(1))) & !pointer_auth_mask;
     let sp = select::<M>(signal, machine.word(2), cfa);
     let fp = select::<M>(fp_saved, machine.word(0), regs.fp);
-    stop |= stop_at_zero::<M>(rule, pc | stop);
+    stop |= stop_at_zero::<M>(rule, pc | stop, regs.exact);
     if stop != 0 {
         return stop;
     }
@@ -61,6 +61,8 @@ mod tests {
         assert_eq!((caller.pc, caller.sp, caller.fp, caller.exact), (0x2222, STACK, 9, 0));
         let caller = arm(Rule::aarch64(RA_IN_LR, 0, 4), at(STACK, 9), &[]).unwrap();
         assert_eq!((caller.pc, caller.sp), (0x2222, STACK + 32));
+        let first = Registers { lr: 0, ..at(STACK, 9) };
+        assert_eq!(arm(rule, first, &[]), Err(StopReason::NotCode), "0 ends a stack above a call only");
         let not_leaf = Registers { exact: 0, ..at(STACK, 9) };
         assert_eq!(arm(rule, not_leaf, &[]), Err(StopReason::ReturnAddressLost));
     }

@@ -95,6 +95,9 @@ pub const STOP_NO_FRAME_POINTER: u64 = 1 << 3;
 /// In the result of a step: the stack could not be read, or the CFA does not lie above sp.
 pub const STOP_UNREADABLE: u64 = 1 << 4;
 
+/// In the result of a step: the return address is 0, where that ends no stack.
+pub const STOP_NOT_CODE: u64 = 1 << 5;
+
 /// What a result other than 0 means; the first of the reasons that apply.
 #[inline(always)]
 #[must_use]
@@ -107,6 +110,8 @@ pub const fn stop_reason(stop: u64) -> StopReason {
         StopReason::ReturnAddressLost
     } else if stop & STOP_NO_FRAME_POINTER != 0 {
         StopReason::NoFramePointer
+    } else if stop & STOP_NOT_CODE != 0 {
+        StopReason::NotCode
     } else {
         StopReason::UnreadableStack
     }
@@ -148,9 +153,15 @@ fn stop_before<M: Machine>(rule: u64, regs: &Registers) -> u64 {
     (flag(rule, END) * STOP_END) | ((unsupported & (1 ^ guess)) * STOP_UNSUPPORTED) | (none * STOP_NO_FRAME_POINTER)
 }
 
-/// A return address of 0 ends the stack, but found by a frame pointer it proves that this was none.
+/// A return address of 0 ends the stack, as those of coroutines that push it above their first function; but found by a
+/// frame pointer it proves that this was none.
+///
+/// Nor does it end the stack where the frame was interrupted. CFI of hand-written assembly is true at its calls, since
+/// exceptions go through them, and often nowhere else (in LuaJIT's interpreter it does not know the inner subroutines),
+/// and any word may be 0. Threads and programs begin in code whose CFI says so.
 #[inline(always)]
-fn stop_at_zero<M: Machine>(rule: u64, pc: u64) -> u64 {
+fn stop_at_zero<M: Machine>(rule: u64, pc: u64, exact: u64) -> u64 {
     let (zero, guess) = (is_zero::<M>(pc), flag(rule, BY_FRAME_POINTER));
-    ((zero & (1 ^ guess)) * STOP_END) | ((zero & guess) * STOP_NO_FRAME_POINTER)
+    let by_cfi = zero & (1 ^ guess);
+    ((by_cfi & (1 ^ exact)) * STOP_END) | ((by_cfi & exact) * STOP_NOT_CODE) | ((zero & guess) * STOP_NO_FRAME_POINTER)
 }

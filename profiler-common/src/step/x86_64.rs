@@ -104,7 +104,7 @@ pub fn step_x86_64<M: Machine>(rule: u64, regs: &mut Registers, machine: &mut M)
     let fp = select::<M>(unknown, 0, fp);
     let rbx = select::<M>(is_zero::<M>(rbx_slot), regs.lr, machine.word(words.wrapping_sub(rbx_slot)));
     let rbx = select::<M>(is_zero::<M>(rbx_slot ^ 1), 0, rbx);
-    stop |= stop_at_zero::<M>(rule, pc | stop);
+    stop |= stop_at_zero::<M>(rule, pc | stop, regs.exact);
     if stop != 0 {
         return stop;
     }
@@ -276,7 +276,11 @@ pub(super) mod tests {
         assert_eq!(x86(Rule::END, at(STACK, 9), &[]), Err(StopReason::Complete));
         assert_eq!(x86(Rule::UNSUPPORTED, at(STACK, 9), &[]), Err(StopReason::UnsupportedCfi));
         assert_eq!(x86(Rule::NO_FRAME_POINTER, at(STACK, STACK), &[]), Err(StopReason::NoFramePointer));
-        assert_eq!(x86(Rule::x86_64(0, 0, 1), at(STACK, 9), &[(STACK, 0)]), Err(StopReason::Complete));
+        let called = Registers { exact: 0, ..at(STACK, 9) };
+        assert_eq!(x86(Rule::x86_64(0, 0, 1), called, &[(STACK, 0)]), Err(StopReason::Complete));
+        let interrupted = Registers { exact: 1, ..called };
+        assert_eq!(x86(Rule::x86_64(0, 0, 1), interrupted, &[(STACK, 0)]), Err(StopReason::NotCode));
+        assert_eq!(x86(Rule::END, interrupted, &[]), Err(StopReason::Complete));
         assert_eq!(x86(Rule::x86_64(0, 0, 1), at(STACK - 64, 9), &[]), Err(StopReason::UnreadableStack));
         assert_eq!(
             x86(Rule::x86_64(0, 0, -1), at(STACK + 64, 9), &[]),
