@@ -126,7 +126,7 @@ fn other_register(number: u16, offset_by_8: i32) -> Option<(u8, i32)> {
 }
 
 /// The number in rules of a register by its DWARF number.
-fn other_number(number: u16) -> Option<u8> {
+pub(crate) fn other_number(number: u16) -> Option<u8> {
     u8::try_from(OTHER_REGISTERS.iter().position(|other| *other == number)?).ok()
 }
 

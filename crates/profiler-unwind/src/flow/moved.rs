@@ -6,12 +6,13 @@
 use std::collections::{BTreeSet, HashSet};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
-use profiler_common::row::{BASE_RBX, BY_FRAME_POINTER, OTHER_REGISTERS, Rule, SLOT_UNKNOWN};
+use profiler_common::row::{BASE_RBX, BY_FRAME_POINTER, Rule, SLOT_UNKNOWN};
 
 use super::decode::{BOUNDARY, Code, ENTRY, FILLER, FRAME_LEFT, Flow, NONE, PUSHED_BACK, Region};
 use super::depth::{Depths, WORD};
 use super::effect::{Base, Effect, Place, Rsp, Use, writes};
 use super::solve::{Solution, falls, successors};
+use crate::x86_64::other_number;
 
 /// Instructions between a pop and the pushes of the same word, and on the way to where a caller's frame is left, at
 /// most; seen: 18 and 20.
@@ -163,7 +164,7 @@ impl Moved {
     }
 }
 
-/// The number of a register among [`OTHER_REGISTERS`], or of rbx.
+/// The number in rules of a register that a call may change, or of rbx.
 fn other(register: Register) -> Option<u8> {
     if register == Register::RBX {
         return Some(BASE_RBX);
@@ -184,8 +185,7 @@ fn other(register: Register) -> Option<u8> {
         Register::R11,
     ];
     let number = BY_DWARF_NUMBER.iter().position(|named| *named == register)?;
-    let other = OTHER_REGISTERS.iter().position(|other| usize::from(*other) == number)?;
-    u8::try_from(other).ok()
+    other_number(u16::try_from(number).ok()?)
 }
 
 /// Whether rbp is the caller's again behind an instruction, and rsp where the frame was: `leave`, or the

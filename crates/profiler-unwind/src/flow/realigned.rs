@@ -12,8 +12,9 @@ use std::collections::HashMap;
 use super::decode::{Code, ENTRY, Flow, NONE, REALIGNED, RETURNS, Region};
 use super::depth::{Depths, goes_on};
 use super::effect::{Base, Rsp, immediate};
+use crate::x86_64::other_number;
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
-use profiler_common::row::{BASE_FP, FP_AT_FP, OTHER_REGISTERS, Rule, SLOT_UNKNOWN, STORED_AT_BY_8};
+use profiler_common::row::{BASE_FP, FP_AT_FP, Rule, SLOT_UNKNOWN, STORED_AT_BY_8};
 
 /// `lea disp8(%rsp), %r10`, without the displacement.
 const POINT: &[u8] = &[0x4c, 0x8d, 0x54, 0x24];
@@ -54,10 +55,7 @@ enum State {
 
 impl State {
     fn rule(self) -> Option<Rule> {
-        let by_r10 = || {
-            let other = OTHER_REGISTERS.iter().position(|number| *number == R10)?;
-            Some(Rule::x86_64_other(u8::try_from(other).ok()?, 0, 0))
-        };
+        let by_r10 = || Some(Rule::x86_64_other(other_number(R10)?, 0, 0));
         match self {
             Self::Pointed | Self::Aligned | Self::Pushed | Self::Saved => by_r10(),
             Self::Framed(_) => None,
