@@ -181,6 +181,16 @@ pub(crate) fn with_descendants(roots: &[Pid]) -> io::Result<Vec<Pid>> {
     Ok(family)
 }
 
+/// The parent of a process, its parent, and so on: [`MOST_ANCESTORS`] of them, the last one is perhaps 0. None when it
+/// has ended.
+pub(crate) fn ancestors(pid: Pid) -> impl Iterator<Item = Pid> {
+    let parent = |pid: &Pid| stat_fields(*pid).map(|(_state, parent)| parent);
+    std::iter::successors(parent(&pid), parent).take(MOST_ANCESTORS)
+}
+
+/// A shell in a container in a session of a desktop has some ten.
+const MOST_ANCESTORS: usize = 64;
+
 /// The children of our first thread, orphans that we were given among them. None where the kernel
 /// does not list them (`CONFIG_PROC_CHILDREN`).
 pub(crate) fn children() -> Vec<Pid> {
@@ -328,7 +338,9 @@ mod tests {
         assert_eq!(state_of_thread(Pid(1), Tid(us.0)), None);
         assert!(executable_mappings(us).unwrap().iter().any(|mapping| mapping.path == "[vdso]"));
         assert!(program_of(us).is_some() && program_of(us) != program_of(Pid(1)));
-        let parent = stat_fields(us).unwrap().1;
+        let parent = ancestors(us).next().unwrap();
+        assert_eq!((Some(parent), ancestors(us).last()), (stat_fields(us).map(|fields| fields.1), Some(Pid(0))));
+        assert_eq!(ancestors(Pid(u32::MAX)).next(), None);
         assert!(with_descendants(&[us]).unwrap().contains(&us));
         assert!(!with_descendants(&[parent]).unwrap().contains(&us));
         assert!(process_of_thread(Pid(u32::MAX)).is_err());

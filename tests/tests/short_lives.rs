@@ -2,6 +2,7 @@
 //! are whole, and none is that of the program that was there before.
 
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "what goes wrong fails the test")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +10,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use spanflame_tests::system::{cpu_ticks, descendant, wait_for};
-use spanflame_tests::{Lab, Profile, Share, from_main, lab};
+use spanflame_tests::{Lab, Profile, Running, Share, from_main, lab};
 
 /// The process id before the one that the next process gets (Linux, Documentation/admin-guide/sysctl/kernel.rst).
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
@@ -247,18 +248,58 @@ fn records_of_short_lives_are_lost() {
     let Some(lab) = lab() else { return };
     let [storm, plugin] = ["storm", "libplugin.so"].map(|name| lab.workload(name));
     let script = format!("{} 6000 {} & {}", storm.display(), plugin.display(), lives(&lab, 60));
-    let running = lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]);
-    running.wait_until_sampling();
-    wait_for("the storm", || descendant(running.pid(), "storm").is_some());
-    let storm = descendant(running.pid(), "storm").unwrap();
-    running.signal(Signal::STOP);
-    let before = cpu_ticks(storm);
-    wait_for("enough records", || cpu_ticks(storm) > before + 100);
-    running.signal(Signal::CONT);
-    let profile = running.profile();
-    println!("{:?}", profile.quality);
-    assert!(profile.figure("sideband_full") > 0, "{:?}", profile.quality);
+    let profile = losing_records(lab.record(&OPTIONS).of(Path::new("/bin/sh"), &["-c", &script]), &[100]);
     for (process, _functions) in WORK {
         check_own_stacks(&profile, process);
     }
+}
+
+/// What is left of a recording that runs `storm`, when the profiler stands still so long, in ticks of the storm's time,
+/// that records are lost.
+fn losing_records(running: Running, stands_still: &[u64]) -> Profile {
+    running.wait_until_sampling();
+    wait_for("the storm", || descendant(running.pid(), "storm").is_some());
+    let storm = descendant(running.pid(), "storm").unwrap();
+    for ticks in stands_still {
+        let before = cpu_ticks(storm);
+        wait_for("some records", || cpu_ticks(storm) > before + 30);
+        running.signal(Signal::STOP);
+        wait_for("enough records", || cpu_ticks(storm) > before + 30 + ticks);
+        running.signal(Signal::CONT);
+    }
+    let profile = running.profile();
+    println!("{:?}", profile.quality);
+    assert!(profile.figure("sideband_full") > 0, "{:?}", profile.quality);
+    profile
+}
+
+/// Of lives that are asked for by name nothing is left out as if it was known not to be asked for.
+#[test]
+fn records_of_selected_lives_are_lost() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [storm, plugin, brief] = ["storm", "libplugin.so", "brief"].map(|name| lab.workload(name));
+    let [storm, plugin, brief] = [&storm, &plugin, &brief].map(|path| path.display());
+    let times = folder.path().join("times");
+    // When the storm is over its program can't be seen any more.
+    let script =
+        format!("{storm} 6000 {plugin} & (while [ -e /proc/$!/exe ]; do {brief} 20; done; times) >{}", times.display());
+    let record = lab.record(&["-F", "499", "--name", "^brief$"]);
+    let profile = losing_records(record.of(Path::new("/bin/sh"), &["-c", &script]), &[60; 5]);
+    // POSIX, `times`: the shell's own in the first line, that of its children in the second, each as `1m2.34s`.
+    let times = fs::read_to_string(times).unwrap();
+    let seconds = |time: &str| {
+        let (minutes, seconds) = time.trim_end_matches('s').split_once('m').unwrap();
+        minutes.parse::<f64>().unwrap() * 60.0 + seconds.parse::<f64>().unwrap()
+    };
+    let expected = 499.0 * times.lines().nth(1).unwrap().split_whitespace().map(seconds).sum::<f64>();
+    let samples: u64 = profile.of("brief").iter().map(|stack| stack.samples).sum();
+    let unknown = profile.figure("filtered_unknown") + profile.figure("lost_ring_full");
+    println!("{samples} samples, {expected:.0} expected, of {unknown} nothing is known");
+    assert!(
+        samples as f64 >= expected * 0.25 && (samples + unknown) as f64 >= expected * 0.88,
+        "{:?}",
+        profile.quality
+    );
+    assert!(profile.stacks.iter().all(|stack| stack.process == "brief"), "{:?}", profile.stacks);
 }

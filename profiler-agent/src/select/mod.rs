@@ -161,10 +161,11 @@ impl Selection {
         }
     }
 
-    /// What is known of a process that runs. Its control group is only looked at when that is of interest.
-    pub(crate) fn facts(&self, pid: Pid) -> Facts {
+    /// What is known of a process; `None` when it has ended. Its control group is only looked at when that is of
+    /// interest.
+    pub(crate) fn facts(&self, pid: Pid) -> Option<Facts> {
         let program = self.uses_names().then(|| proc_fs::program_name(pid)).flatten();
-        let comm = proc_fs::name(pid).unwrap_or_default();
+        let comm = proc_fs::name(pid)?;
         let mut facts = Facts {
             comm: self.of_name(&comm),
             program: program.map(|name| self.of_name(&name)).unwrap_or_default(),
@@ -174,7 +175,13 @@ impl Selection {
         if self.needs_cgroup(&facts) {
             facts.cgroup = Cgroup::of(pid).map(|cgroup| self.of_cgroup(&cgroup));
         }
-        facts
+        // One that has just ended has a name, but no program any more.
+        proc_fs::living_thread(pid).map(|_thread| facts)
+    }
+
+    /// Whether processes are left out with all that descends from them.
+    pub(crate) fn excludes_families(&self) -> bool {
+        !self.barred.is_empty()
     }
 
     /// The processes that are left out whatever they are called: those that were named, with their descendants; and,

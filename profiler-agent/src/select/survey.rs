@@ -40,7 +40,8 @@ impl Survey {
     pub(crate) fn of(selection: &Selection, pids: &[Pid], whole_node: bool) -> Result<Self, NoMatch> {
         let barred = selection.barred(whole_node);
         let open: Vec<Pid> = pids.iter().copied().filter(|pid| !barred.contains(pid)).collect();
-        let is_wanted = |pid: &Pid| selection.judge(&selection.facts(*pid)) == Verdict::Wanted;
+        let is_wanted =
+            |pid: &Pid| selection.facts(*pid).is_some_and(|facts| selection.judge(&facts) == Verdict::Wanted);
         let mut pids: Vec<Pid> = open.iter().copied().filter(is_wanted).collect();
         pids.sort_unstable();
         if pids.is_empty() {
@@ -84,6 +85,7 @@ struct Running {
 
 impl Running {
     fn of(pid: Pid) -> Option<Self> {
+        proc_fs::living_thread(pid)?;
         let comm = proc_fs::name(pid)?;
         Some(Self { comm, program: proc_fs::program_name(pid), cgroup: Cgroup::of(pid).unwrap_or_default() })
     }

@@ -181,9 +181,8 @@ impl Interest {
             Scope::Node => (true, true),
             Scope::Some { children, .. } => (false, *children),
         };
-        for event in events {
-            selected.note(event, (is_node, children), followed);
-        }
+        events.iter().for_each(|event| selected.note(event, (is_node, children)));
+        tell(selected, followed);
     }
 
     /// Looks at every process again: records since `lost_from` may be missing. Returns those of interest.
@@ -194,7 +193,8 @@ impl Interest {
             all = pids.iter().copied().collect();
         }
         let Some(selected) = &mut self.selected else { return all };
-        selected.look_again(&all, lost_from, followed);
+        selected.look_again(&all, lost_from, |pid| followed.contains(pid));
+        tell(selected, followed);
         selected.wanted()
     }
 
@@ -207,15 +207,19 @@ impl Interest {
     /// Has no more samples taken of these processes, which bring some and are not wanted, unless one of `events` that
     /// are to come may change that. Returns whether there were such.
     pub(super) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent], followed: &mut Followed) -> bool {
-        self.selected.as_mut().is_some_and(|selected| selected.pause(pids, events, followed))
+        let Some(selected) = &mut self.selected else { return false };
+        let has_paused = selected.pause(pids, events);
+        tell(selected, followed);
+        has_paused
     }
 
     /// Notices processes that were moved to another control group, and forgets those that have ended: samples from
     /// `needed_from` on are still to be judged.
     pub(super) fn tidy(&mut self, now: MonotonicNs, needed_from: MonotonicNs, followed: &mut Followed) {
         let Some(selected) = &mut self.selected else { return };
-        selected.recheck(now, followed);
-        let over = selected.forget(needed_from, followed);
+        selected.recheck(now);
+        tell(selected, followed);
+        let over = selected.forget(needed_from, |pid| followed.contains(pid));
         if let Scope::Some { pids, .. } = &mut self.scope {
             pids.retain(|pid| !over.contains(pid));
         }
@@ -234,6 +238,13 @@ impl Interest {
             Scope::Node => false,
             Scope::Some { pids, .. } => pids.iter().all(|pid| is_over(*pid)),
         }
+    }
+}
+
+/// Tells the kernel whose samples it is to leave out.
+fn tell(selected: &mut Selected, followed: &mut Followed) {
+    for (pid, pause) in selected.take_pauses() {
+        followed.pause(pid, pause);
     }
 }
 

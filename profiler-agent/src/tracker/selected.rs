@@ -23,7 +23,7 @@ const MOST_VERDICTS: usize = 64;
 /// What is known of all processes that could be meant.
 pub(super) struct Selected {
     selection: Selection,
-    /// Left out from the start.
+    /// Left out from the start. Later these numbers may be those of others.
     barred: HashSet<Pid>,
     known: HashMap<Pid, Known>,
     /// Whose control group is looked at next; the last one first.
@@ -32,6 +32,8 @@ pub(super) struct Selected {
     unscanned: HashMap<Pid, MonotonicNs>,
     /// Some process was wanted at some time.
     has_matched: bool,
+    /// What the kernel is to be told, in this order: to leave out the samples of a process, or to take them again.
+    pauses: Vec<(Pid, bool)>,
 }
 
 /// A process that could be meant.
@@ -92,8 +94,8 @@ impl Known {
 
 impl Selected {
     pub(super) fn new(selection: Selection) -> Self {
-        let (barred, known, recheck, unscanned) = Default::default();
-        Self { selection, barred, known, recheck, unscanned, has_matched: false }
+        let (barred, known, recheck, unscanned, pauses) = Default::default();
+        Self { selection, barred, known, recheck, unscanned, has_matched: false, pauses }
     }
 
     pub(super) fn names_processes(&self) -> bool {
@@ -103,6 +105,11 @@ impl Selected {
     /// Whether a process was wanted, now or before.
     pub(super) const fn has_matched(&self) -> bool {
         self.has_matched
+    }
+
+    /// Whose samples the kernel is to leave out, or to take again, in this order.
+    pub(super) fn take_pauses(&mut self) -> Vec<(Pid, bool)> {
+        std::mem::take(&mut self.pauses)
     }
 
     /// Leaves out what nobody wants to see, from now on.
@@ -125,13 +132,13 @@ impl Selected {
 
     /// Has no more samples taken of processes that are not wanted, unless one of `events` may change that. Returns
     /// whether there were such.
-    pub(super) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent], followed: &mut Followed) -> bool {
+    pub(super) fn pause(&mut self, pids: HashSet<Pid>, events: &[SidebandEvent]) -> bool {
         let mut has_paused = false;
         for pid in pids {
             let Some(known) = self.known.get_mut(&pid) else { continue };
             if !known.is_paused && !known.is_wanted() && events.iter().all(|event| event.pid != pid) {
                 known.is_paused = true;
-                followed.pause(pid, true);
+                self.pauses.push((pid, true));
                 has_paused = true;
             }
         }
@@ -139,9 +146,9 @@ impl Selected {
     }
 
     /// Forgets what only samples from before `needed_from` can need. Returns the processes that have ended.
-    pub(super) fn forget(&mut self, needed_from: MonotonicNs, followed: &Followed) -> Vec<Pid> {
+    pub(super) fn forget(&mut self, needed_from: MonotonicNs, is_followed: impl Fn(Pid) -> bool) -> Vec<Pid> {
         let is_over =
-            |pid: &Pid, known: &Known| known.ended.is_some_and(|ended| ended < needed_from) && !followed.contains(*pid);
+            |pid: &Pid, known: &Known| known.ended.is_some_and(|ended| ended < needed_from) && !is_followed(*pid);
         let over = self.known.extract_if(|pid, known| is_over(pid, known)).map(|(pid, _known)| pid).collect();
         self.known.values_mut().for_each(|known| known.forget(needed_from));
         over
@@ -173,21 +180,43 @@ impl Selected {
         }
     }
 
-    /// Looks at a process that was there already.
+    /// Looks at a process that is there at the start, or of which no fork was told. Of one that has ended nothing is
+    /// known until a record tells.
     pub(super) fn learn(&mut self, pid: Pid, since: MonotonicNs) {
-        let facts = Facts { barred: self.barred.contains(&pid), ..self.selection.facts(pid) };
-        let verdict = self.selection.judge(&facts);
+        self.begin(pid, since, self.selection.facts(pid));
+    }
+
+    fn begin(&mut self, pid: Pid, since: MonotonicNs, facts: Option<Facts>) {
+        let Some(barred) = self.is_barred(pid, since) else { return };
+        let verdict = facts.map_or(Verdict::Unknown, |facts| self.selection.judge(&Facts { barred, ..facts }));
         self.has_matched |= verdict == Verdict::Wanted;
-        self.known.insert(pid, Known::new(facts, since, verdict));
+        self.known.insert(pid, Known::new(Facts { barred, ..facts.unwrap_or_default() }, since, verdict));
+    }
+
+    /// Whether a process that is new is left out: at the start by its number, and always with who has forked it.
+    /// `None` when it has ended, and may have been.
+    fn is_barred(&self, pid: Pid, since: MonotonicNs) -> Option<bool> {
+        if since == ALWAYS && self.barred.contains(&pid) {
+            return Some(true);
+        }
+        if self.barred.is_empty() {
+            return Some(false);
+        }
+        let mut ancestors = proc_fs::ancestors(pid).peekable();
+        if ancestors.peek().is_none() {
+            return (!self.selection.excludes_families()).then_some(false);
+        }
+        let nearest = ancestors.find_map(|ancestor| self.known.get(&ancestor));
+        Some(nearest.is_some_and(|known| known.facts.barred))
     }
 
     /// Learns from a record; the kernel samples the whole node or some of it, with their children or without.
-    pub(super) fn note(&mut self, event: &SidebandEvent, (is_node, children): (bool, bool), followed: &mut Followed) {
+    pub(super) fn note(&mut self, event: &SidebandEvent, (is_node, children): (bool, bool)) {
         let (pid, time) = (event.pid, event.time);
         match &event.kind {
             SidebandKind::Forked { parent } if *parent != pid => {
                 if children {
-                    self.forked(*parent, pid, time, followed);
+                    self.forked(*parent, pid, time);
                 }
                 return;
             }
@@ -218,9 +247,9 @@ impl Selected {
                 self.unscanned.remove(&pid);
                 // The kernel has done so, unless it was told to pause just then.
                 if std::mem::take(&mut known.is_paused) {
-                    followed.pause(pid, false);
+                    self.pauses.push((pid, false));
                 }
-                self.decide(pid, time, followed);
+                self.decide(pid, time);
             }
             SidebandKind::Mapped(mapping) => {
                 if let Some(exec) = known.exec.take()
@@ -228,14 +257,14 @@ impl Selected {
                     && let Some(name) = proc_fs::file_name(&mapping.path)
                 {
                     known.facts.program = self.selection.of_name(&name);
-                    self.decide(pid, exec, followed);
+                    self.decide(pid, exec);
                 }
             }
             SidebandKind::Renamed { comm } => {
                 known.facts.comm = self.selection.of_name(comm);
                 // What it maps is told.
                 let is_new_program = known.exec.is_some();
-                if self.decide(pid, time, followed) && !is_new_program {
+                if self.decide(pid, time) && !is_new_program {
                     self.came_as_it_is(pid, time);
                 }
             }
@@ -244,7 +273,7 @@ impl Selected {
     }
 
     /// A child is what its parent is, until it is told otherwise.
-    fn forked(&mut self, parent: Pid, child: Pid, time: MonotonicNs, followed: &mut Followed) {
+    fn forked(&mut self, parent: Pid, child: Pid, time: MonotonicNs) {
         let Some(of_parent) = self.known.get(&parent) else {
             return;
         };
@@ -258,7 +287,7 @@ impl Selected {
             }
             // The kernel was told of the process that had this number before.
             if before.is_paused {
-                followed.pause(child, false);
+                self.pauses.push((child, false));
             }
             let verdicts = std::mem::take(&mut known.verdicts);
             known.verdicts = before.verdicts.iter().copied().chain(verdicts).collect();
@@ -267,7 +296,7 @@ impl Selected {
     }
 
     /// Says anew of a process whether it is wanted, since then. Returns whether it came to be.
-    fn decide(&mut self, pid: Pid, time: MonotonicNs, followed: &mut Followed) -> bool {
+    fn decide(&mut self, pid: Pid, time: MonotonicNs) -> bool {
         let Some(known) = self.known.get_mut(&pid) else { return false };
         let is_lacking = known.may_have_moved || known.facts.cgroup.is_none();
         if is_lacking && self.selection.needs_cgroup(&known.facts) {
@@ -279,41 +308,45 @@ impl Selected {
         let came = known.say(self.selection.judge(&known.facts), time);
         self.has_matched |= came;
         if came && std::mem::take(&mut known.is_paused) {
-            followed.pause(pid, false);
+            self.pauses.push((pid, false));
         }
         came
     }
 
-    /// Looks at these processes again: records since `lost_from` may be missing. What they map is read anew, too.
-    pub(super) fn look_again(&mut self, pids: &[Pid], lost_from: MonotonicNs, followed: &mut Followed) {
-        pids.iter().for_each(|pid| self.look_at(*pid, lost_from, followed));
+    /// Looks at these processes again, which are all that there are of those that could be meant: records since
+    /// `lost_from` may be missing. What they map is read anew, too.
+    pub(super) fn look_again(&mut self, pids: &[Pid], lost_from: MonotonicNs, is_followed: impl Fn(Pid) -> bool) {
+        let living: HashSet<Pid> = pids.iter().copied().filter(|pid| self.look_at(*pid, lost_from)).collect();
         for (pid, known) in &mut self.known {
             // Its end was perhaps not told.
-            if known.ended.is_none() && !followed.contains(*pid) {
+            if known.ended.is_none() && !is_followed(*pid) {
                 known.ended = Some(lost_from);
+            }
+            // What nobody told that it became can't be seen any more.
+            let may_have_changed = known.ended.is_none_or(|ended| ended >= lost_from) && !living.contains(pid);
+            if may_have_changed && !known.is_wanted() && !known.facts.barred {
+                known.say(Verdict::Unknown, lost_from);
             }
         }
         self.unscanned.clear();
     }
 
-    fn look_at(&mut self, pid: Pid, lost_from: MonotonicNs, followed: &mut Followed) {
-        let facts = self.selection.facts(pid);
+    /// Looks at a process, if it lives. Returns whether it does.
+    fn look_at(&mut self, pid: Pid, lost_from: MonotonicNs) -> bool {
+        let Some(facts) = self.selection.facts(pid) else { return false };
         match self.known.get_mut(&pid) {
-            None => self.learn(pid, lost_from),
+            None => self.begin(pid, lost_from, Some(facts)),
             Some(known) => {
-                known.facts = Facts {
-                    barred: known.facts.barred,
-                    // It may have ended.
-                    cgroup: facts.cgroup.or(known.facts.cgroup),
-                    ..facts
-                };
-                self.decide(pid, lost_from, followed);
+                let cgroup = facts.cgroup.or(known.facts.cgroup);
+                known.facts = Facts { barred: known.facts.barred, cgroup, ..facts };
+                self.decide(pid, lost_from);
             }
         }
+        true
     }
 
     /// Looks at some control groups again.
-    pub(super) fn recheck(&mut self, now: MonotonicNs, followed: &mut Followed) {
+    pub(super) fn recheck(&mut self, now: MonotonicNs) {
         for _ in 0..RECHECKED_AT_ONCE {
             let Some(pid) = self.recheck.pop() else {
                 let selection = &self.selection;
@@ -323,7 +356,7 @@ impl Selected {
             };
             if let Some(known) = self.known.get_mut(&pid) {
                 known.may_have_moved = true;
-                if self.decide(pid, now, followed) {
+                if self.decide(pid, now) {
                     self.came_as_it_is(pid, now);
                 }
             }
@@ -332,46 +365,4 @@ impl Selected {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::select::{SelectOptions, Selector};
-
-    #[test]
-    fn a_sample_is_judged_by_its_own_time() {
-        let mut known = Known::new(Facts::default(), ALWAYS, Verdict::Unwanted);
-        assert!(known.say(Verdict::Wanted, MonotonicNs(50)), "it came to be wanted");
-        assert!(!known.say(Verdict::Wanted, MonotonicNs(60)));
-        assert!(!known.say(Verdict::Unwanted, MonotonicNs(70)));
-        let at = |known: &Known| [0, 49, 50, 69, 70, 1000].map(|time| known.verdict_at(MonotonicNs(time)));
-        let (no, yes) = (Verdict::Unwanted, Verdict::Wanted);
-        assert_eq!(at(&known), [no, no, yes, yes, no, no]);
-        // The program's name is known a moment after the exec, and holds from that on.
-        assert!(known.say(Verdict::Wanted, MonotonicNs(70)));
-        assert_eq!(at(&known), [no, no, yes, yes, yes, yes]);
-        known.forget(MonotonicNs(60));
-        assert_eq!(at(&known), [yes; 6], "what was before is forgotten");
-    }
-
-    #[test]
-    fn who_comes_and_goes_is_read_once_it_is_due() {
-        let options = SelectOptions { name: vec![Selector::name("^yes$").unwrap()], ..SelectOptions::default() };
-        let mut selected = Selected::new(options.selection().unwrap());
-        let [flips, other] = [1, 2].map(Pid);
-        for (pid, time) in [(flips, 10), (other, 20), (flips, 30)] {
-            selected.came_as_it_is(pid, MonotonicNs(time));
-        }
-        assert_eq!(selected.take_unscanned(|pid| pid != flips), [(other, MonotonicNs(20))]);
-        assert_eq!(selected.take_unscanned(|_all| true), [(flips, MonotonicNs(10))], "since it came first");
-        assert!(selected.take_unscanned(|_all| true).is_empty());
-    }
-
-    #[test]
-    fn changes_without_end_are_bounded() {
-        let mut known = Known::new(Facts::default(), ALWAYS, Verdict::Unknown);
-        for time in 1..1000 {
-            known.say(if time % 2 == 0 { Verdict::Wanted } else { Verdict::Unwanted }, MonotonicNs(time));
-        }
-        assert_eq!(known.verdicts.len(), MOST_VERDICTS);
-        assert_eq!(known.verdict_at(MonotonicNs(998)), Verdict::Wanted);
-    }
-}
+mod tests;
