@@ -169,7 +169,7 @@ impl Tracker {
     /// and then.
     fn scan_new(&mut self) {
         let now = clock::monotonic();
-        let is_due = |pid| self.processes.get(&pid).is_none_or(|process| process.rescan_from <= now);
+        let is_due = |pid| self.processes.get(&pid).is_none_or(|process| process.may_be_read(now));
         for (pid, since) in self.interest.take_unscanned(is_due) {
             if self.processes.contains_key(&pid) {
                 self.rescan_process(pid, since);

@@ -93,14 +93,37 @@ impl Tracker {
     /// Leaves a process alone for a while that was read since `began`.
     pub(super) fn rest(&mut self, pid: Pid, began: MonotonicNs) {
         if let Some(process) = self.processes.get_mut(&pid) {
-            process.rescan_from = next_after(began, clock::monotonic());
+            process.rest(began, clock::monotonic());
         }
+    }
+}
+
+impl Process {
+    /// Is left alone for a while, since it was read from `began` to `ended`.
+    fn rest(&mut self, began: MonotonicNs, ended: MonotonicNs) {
+        self.rescan_from = next_after(began, ended);
+    }
+
+    /// Whether it is left alone no longer.
+    pub(super) fn may_be_read(&self, now: MonotonicNs) -> bool {
+        self.rescan_from <= now
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::process::ALWAYS;
     use super::*;
+
+    #[test]
+    fn a_process_is_left_alone_once_it_was_read() {
+        let mut process = Process::new(Pid(7), Arc::from("a"), ALWAYS);
+        let may_be_read =
+            |process: &Process| [0, 6 + RESCAN_NS, 7 + RESCAN_NS].map(|now| process.may_be_read(MonotonicNs(now)));
+        assert_eq!(may_be_read(&process), [true; 3]);
+        process.rest(MonotonicNs(5), MonotonicNs(7));
+        assert_eq!(may_be_read(&process), [false, false, true]);
+    }
 
     #[test]
     fn what_takes_long_is_read_less_often() {
