@@ -20,8 +20,11 @@ const MOST_HIERARCHIES: usize = 32;
 const SYSTEMD: &str = "name=systemd";
 
 /// The ends of names of units that have a control group (systemd.unit(5)); slices hold other units.
-const UNIT_SUFFIXES: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
+pub(crate) const UNIT_SUFFIXES: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
 pub(crate) const SLICE_SUFFIX: &str = ".slice";
+
+/// Digits of a container's id: a SHA-256, or as many at random.
+pub(crate) const ID_DIGITS: usize = 64;
 
 /// Where a process is in the hierarchies of control groups.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -127,7 +130,6 @@ fn unit_of(name: &str) -> &str {
 /// `libpod-payload-ID`; containerd: `ID`, `cri-containerd-ID.scope`, `SLICE:cri-containerd:ID`; CRI-O:
 /// `crio-ID.scope`. What watches the container (conmon) is not in it.
 fn container_of(name: &str) -> Option<Cow<'_, str>> {
-    const ID_DIGITS: usize = 64;
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
     let unit = name.strip_suffix(".scope").unwrap_or(name);
     let id = unit.rsplit([':', '-']).next().unwrap_or_default();

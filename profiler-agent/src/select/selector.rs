@@ -6,25 +6,13 @@ use std::str::FromStr;
 use profiler_common::address::Pid;
 use regex_lite::{Regex, RegexBuilder};
 
-use crate::cgroup::{Cgroup, CgroupPath, SLICE_SUFFIX};
+use crate::cgroup::{Cgroup, CgroupPath, SLICE_SUFFIX, UNIT_SUFFIXES};
 
 /// Memory that a pattern may take once it is compiled. What is typed by hand takes some KiB.
 const MOST_PATTERN_BYTES: usize = 256 << 10;
 
-/// The ends of unit names (systemd.unit(5)).
-const UNIT_SUFFIXES: [&str; 11] = [
-    ".service",
-    ".scope",
-    ".socket",
-    ".mount",
-    ".swap",
-    ".device",
-    ".automount",
-    ".target",
-    ".path",
-    ".timer",
-    SLICE_SUFFIX,
-];
+/// The ends of names of other units than those that have processes (systemd.unit(5)).
+const OTHER_UNIT_SUFFIXES: [&str; 6] = [".device", ".automount", ".target", ".path", ".timer", SLICE_SUFFIX];
 
 /// What a process is asked for by.
 #[derive(Clone, Debug)]
@@ -76,7 +64,7 @@ impl Selector {
         if text.is_empty() || text.contains('/') {
             return Err("not the name of a unit; examples: nginx.service, 'worker@*.service'".to_owned());
         }
-        let has_suffix = UNIT_SUFFIXES.iter().any(|suffix| text.ends_with(suffix));
+        let has_suffix = UNIT_SUFFIXES.iter().chain(&OTHER_UNIT_SUFFIXES).any(|suffix| text.ends_with(suffix));
         let name = if has_suffix { text.to_owned() } else { format!("{text}.service") };
         let expression = regex_lite::escape(&name).replace("\\*", ".*").replace("\\?", ".");
         compiled(&name, &format!("^{expression}$")).map(Self::Unit)

@@ -5,14 +5,11 @@ use std::collections::BTreeMap;
 use profiler_common::address::Pid;
 
 use super::{Selection, Selector, Verdict};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, ID_DIGITS};
 use crate::proc_fs;
 
 /// Names that are shown, at most.
 const MOST_NEAR: usize = 5;
-
-/// Processes that are tried as the root of the others; parents come first, until numbers are used again.
-const MOST_ROOTS: usize = 16;
 
 /// How alike names are at least (`strsim::jaro_winkler`, 0 to 1): `ngnix` and `nginx` have 0.95.
 const ALIKE: f64 = 0.8;
@@ -58,12 +55,12 @@ impl Survey {
     /// # Errors
     /// When there is none.
     pub(crate) fn root(&self) -> Result<Pid, NoMatch> {
-        let others = |root: Pid| {
-            let family = proc_fs::with_descendants(&[root]).unwrap_or_default();
-            self.pids.iter().filter(|pid| !family.contains(pid)).count()
-        };
-        if let Some(root) = self.pids.iter().take(MOST_ROOTS).find(|root| others(**root) == 0) {
-            return Ok(*root);
+        // If there is one, it is that one of them of which any of them descends, and which descends from none.
+        let top = |first: &Pid| proc_fs::ancestors(*first).filter(|pid| self.pids.contains(pid)).last();
+        let root = self.pids.first().map(|first| top(first).unwrap_or(*first));
+        let family = proc_fs::with_descendants(root.as_slice()).unwrap_or_default();
+        if let Some(root) = root.filter(|_| self.pids.iter().all(|pid| family.contains(pid))) {
+            return Ok(root);
         }
         let named = self.pids.iter().take(MOST_NEAR).map(|pid| {
             let name = proc_fs::name(*pid).unwrap_or_default();
@@ -109,7 +106,6 @@ impl Running {
 /// As runtimes show ids.
 fn shortened(id: &str) -> String {
     const SHOWN_DIGITS: usize = 12;
-    const ID_DIGITS: usize = 64;
     id.get(..SHOWN_DIGITS).filter(|_short| id.len() == ID_DIGITS).unwrap_or(id).to_owned()
 }
 
@@ -200,6 +196,24 @@ mod tests {
             running("prometheus-node", "prometheus-node-exporter", "/system.slice/node.service"),
         ];
         no_match(&options.selection().unwrap(), &runs).to_string()
+    }
+
+    /// Numbers are used again: a parent may have a higher one than its children.
+    #[test]
+    fn the_root_is_who_all_others_descend_from() {
+        let us = Pid(std::process::id());
+        let mut children: Vec<_> =
+            (0..20).map(|_child| std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap()).collect();
+        let pids: Vec<Pid> = children.iter().map(|child| Pid(child.id())).collect();
+        let root = |pids: &[Pid]| Survey { pids: pids.to_vec() }.root();
+        let found = [root(&[&pids[..], &[us]].concat()), root(&[&[us], &pids[..]].concat()), root(&pids[..1])];
+        let none = root(&pids).unwrap_err();
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(found, [Ok(us), Ok(us), Ok(pids[0])]);
+        assert!(none.to_string().contains("and 15 more. Choose one with -p"), "{none}");
     }
 
     fn name(text: &str) -> SelectOptions {
