@@ -21,7 +21,7 @@ use crate::kernel::{KernelError, LoadOptions, check_frequency, check_support, on
 use crate::launch::{self, LaunchError, Launched};
 use crate::output::{Output, OutputError, create_all};
 use crate::report::{self, Progress};
-use crate::select::{NoMatch, Survey};
+use crate::select::{NoMatch, SelectOptions, Survey};
 use crate::session::{Session, SessionError, about, family};
 use crate::signals::Signals;
 use crate::source_map::SourceMap;
@@ -66,7 +66,7 @@ pub enum RecordError {
     #[error("process {0} has ended already (a zombie: its parent has yet to wait for it). Find another: pgrep -a NAME")]
     Ended(Pid),
     /// It is a thread.
-    #[error("{0} is a thread of process {1}. Use -p {1}")]
+    #[error("{0} is a thread of process {1}. Use {1}")]
     Thread(Pid, Pid),
     /// The command can't be started.
     #[error(transparent)]
@@ -141,7 +141,13 @@ pub(crate) fn check_target(options: &Record) -> Result<(), RecordError> {
     if !names_processes && !options.all && options.exec.is_empty() {
         return Err(RecordError::NoTarget);
     }
-    check_pids(&options.pid)
+    check_named(&options.pid, &options.select)
+}
+
+/// Whether these, and those that are left out by their numbers, are processes that have not ended.
+pub(crate) fn check_named(pids: &[u32], select: &SelectOptions) -> Result<(), RecordError> {
+    check_pids(pids)?;
+    check_pids(&select.excluded_pids())
 }
 
 /// Whether these are processes that have not ended.
@@ -204,7 +210,9 @@ async fn record(options: &Record) -> Result<ExitCode, RecordError> {
 
 /// Begins to sample, lets the command run, and tells when that was (`CLOCK_MONOTONIC`).
 pub(crate) async fn start(options: &Record, launched: Option<&Launched>) -> Result<(Session, u64), RecordError> {
-    let interest = interest(options, launched).map_err(RecordError::NoMatchYet)?;
+    // Nobody waits for those that are not excluded.
+    let why = if options.select.names_processes() { RecordError::NoMatchYet } else { RecordError::NoMatch };
+    let interest = interest(options, launched).map_err(why)?;
     let about = about(title(options), options.frequency);
     let sources = SourceMap::new(&options.source_map);
     let mut session = Session::build(&load_options(options, &interest)?, interest, about, sources)?;

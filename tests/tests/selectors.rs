@@ -73,6 +73,44 @@ fn by_name() {
     assert!(both.status.code() == Some(1) && said.contains("Choose one with -p"), "{said}");
 }
 
+/// What an excluded process has started, and what it starts later.
+#[test]
+fn without_a_process_and_its_children() {
+    let Some(lab) = lab() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let [before, later, other] =
+        ["family-before", "family-later", "other"].map(|name| lab.copy("brief", folder.path(), name));
+    let lives = folder.path().join("lives");
+    let script =
+        format!("{} 6000 & while :; do {} 20; echo >>{}; done", before.display(), later.display(), lives.display());
+    let shell = Program::spawn(Command::new("/bin/sh").args(["-c", &script]));
+    let _other = Program::start(&other, &[FOR_LONG_MS]);
+    wait_for("the program to run", || {
+        children(shell.pid()).into_iter().any(|pid| name(pid).as_deref() == Some("family-before"))
+    });
+    let recorded = |arguments: &[&str]| {
+        let running = begun(&lab, arguments);
+        let count = || fs::metadata(&lives).map_or(0, |file| file.len());
+        let before = count();
+        wait_for("some lives", || count() > before + 4);
+        ended(running)
+    };
+    let pid = shell.pid().to_string();
+    let profile = recorded(&["-a", "--exclude", &format!("pid={pid}")]);
+    let found = processes(&profile);
+    assert!(found.contains("other") && found.iter().all(|name| !name.starts_with("family")), "{found:?}");
+    let profile = recorded(&["-p", &pid, "--exclude", "name=^family-before$"]);
+    let found = processes(&profile);
+    assert!(found.contains("family-later") && !found.contains("family-before"), "{found:?}");
+    // What it has between its fork and its exec is the shell's.
+    let runs_other_programs = |excluded: &str| {
+        let answer = lab.output(&["doctor", "--json", "-d", "3s", "-p", &pid, "--exclude", excluded]);
+        let report: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+        report["code"].to_string().contains("/family-")
+    };
+    assert!(!runs_other_programs("name=^family-") && runs_other_programs("name=^other$"));
+}
+
 /// A process whose first thread has ended is known by its program's name, too.
 #[test]
 fn without_a_first_thread() {
@@ -236,7 +274,7 @@ fn processes_are_moved() {
 fn nothing_matches() {
     let Some(lab) = lab() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let _near = Program::start(&lab.copy("brief", folder.path(), "spanflame-near"), &[FOR_LONG_MS]);
+    let near = Program::start(&lab.copy("brief", folder.path(), "spanflame-near"), &[FOR_LONG_MS]);
     for (arguments, code, words) in [
         (&["--name", "^spanflame-naer$"][..], 1, "there are: spanflame-near"),
         (&["--unit", "no-such-unit"], 1, "no process matches unit no-such-unit.service"),
@@ -250,6 +288,25 @@ fn nothing_matches() {
     ] {
         let (status, said) = refused(&lab, arguments);
         assert!(status == Some(code) && said.contains(words) && said.trim_end().lines().count() == 1, "{said}");
+    }
+    let pid = near.pid().to_string();
+    for (arguments, words) in [
+        (&["record", "-a", "--exclude", "name=."][..], "all of them are excluded. Leave"),
+        (&["record", "-p", &pid, "--exclude", "name=near"], "all of them are excluded. Leave"),
+        (&["record", "-a", "--exclude", "pid=0"], "no process 0."),
+        (&["record", "-p", &pid, "--exclude", "pid=1073741824"], "no process 1073741824."),
+        (&["dump", "-p", &pid, "--exclude", "pid=1073741824"], "no process 1073741824."),
+        (&["doctor", "-p", &pid, "--exclude", "pid=0"], "no process 0."),
+        (&["dump", "-p", "1073741824", "--exclude", "name=x"], "no process 1073741824."),
+        (&["dump", "-p", "1073741824", "--name", "x"], "no process 1073741824."),
+        (&["doctor", "-p", "1073741824", "--name", "."], "no process 1073741824."),
+    ] {
+        let output = lab.output(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.code() == Some(1) && said.contains(words) && !said.contains("--wait"),
+            "{arguments:?}: {said}"
+        );
     }
     let profile = lab.record(&["-d", "300ms", "--name", "^spanflame-naer$", "--wait"]).start().profile();
     assert!(profile.stacks.is_empty(), "{:?}", profile.stacks);

@@ -52,6 +52,7 @@ use crate::{proc_fs, report as terminal};
 /// # Errors
 /// When the process can't be looked at. What is found out about it is no error.
 pub fn run(options: &Doctor) -> Result<ExitCode, RecordError> {
+    record::check_named(options.pid.as_slice(), &options.select)?;
     let pid = named(options)?;
     let record = recording(options, pid);
     record::check_target(&record)?;
@@ -94,7 +95,8 @@ fn recording(options: &Doctor, pid: Pid) -> Record {
         pid: vec![pid.0],
         all: false,
         no_children: options.no_children,
-        select: SelectOptions::default(),
+        // What else was asked for says which process.
+        select: SelectOptions { exclude: options.select.exclude.clone(), ..SelectOptions::default() },
         wait: false,
         duration: Some(options.duration),
         frequency: options.frequency,

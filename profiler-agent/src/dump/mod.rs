@@ -35,23 +35,26 @@ const SLOW_HZ: u32 = 99;
 /// # Errors
 /// With what failed and what to do.
 pub fn run(options: &DumpOptions) -> Result<ExitCode, RecordError> {
+    check_pids(&options.select.excluded_pids())?;
     let (mut pids, mut gone) = there(&options.pid);
-    if let Some(selection) = options.select.selection() {
-        let all = proc_fs::all_pids().unwrap_or_default();
-        let whole_node = options.pid.is_empty();
-        pids = Survey::of(&selection, if whole_node { &all } else { &pids }, whole_node)?.pids;
-    }
     if pids.is_empty()
         && let Some(last) = gone.pop()
     {
         gone.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
         return Err(last);
     }
+    let complain = || gone.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
+    if let Some(selection) = options.select.selection() {
+        let all = proc_fs::all_pids().unwrap_or_default();
+        let whole_node = options.pid.is_empty();
+        let survey = Survey::of(&selection, if whole_node { &all } else { &pids }, whole_node);
+        pids = survey.inspect_err(|_none| complain())?.pids;
+    }
     check_support()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RecordError::Runtime)?;
     let all_seen = runtime.block_on(dump(options, &pids))?;
     // Behind the answer, where a terminal shows it.
-    gone.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
+    complain();
     Ok(ExitCode::from(u8::from(!all_seen || !gone.is_empty())))
 }
 

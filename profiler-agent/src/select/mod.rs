@@ -51,6 +51,15 @@ impl SelectOptions {
         !(self.name.is_empty() && self.unit.is_empty() && self.container.is_empty() && self.cgroup.is_empty())
     }
 
+    /// The numbers of processes that are left out.
+    pub(crate) fn excluded_pids(&self) -> Vec<u32> {
+        let pid = |exclusion: &Exclusion| match exclusion {
+            Exclusion::Like(_) => None,
+            Exclusion::Process(pid) => Some(pid.0),
+        };
+        self.exclude.iter().filter_map(pid).collect()
+    }
+
     /// What they say; `None` when all processes are as good.
     pub(crate) fn selection(&self) -> Option<Selection> {
         if !self.names_processes() && self.exclude.is_empty() {
