@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use profiler_model::clean;
 
-use crate::select::{HEADING, SelectOptions};
+use crate::select::{HEADING, SELECTORS, SelectOptions};
 use crate::source_map::Rule;
 
 /// A profiler for Linux: samples every thread from the kernel, unwinds without frame pointers, and
@@ -83,10 +83,10 @@ Exit code: 0 done, whatever was found; 1 failed, 2 bad usage, 3 not permitted or
 
 /// `spanflame doctor`.
 #[derive(Debug, Args)]
+#[command(mut_group(SELECTORS, one_or_pid))]
 pub struct Doctor {
     /// Look at this process, and at its children
-    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
-          required_unless_present_any = ["name", "unit", "container", "cgroup"])]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
     pub pid: Option<u32>,
     /// Leave out its children
     #[arg(long)]
@@ -125,10 +125,10 @@ Exit code: 0 done, 1 failed, 2 bad usage, 3 not permitted or not supported here.
 
 /// `spanflame dump`.
 #[derive(Debug, Args)]
+#[command(mut_group(SELECTORS, one_or_pid))]
 pub struct DumpOptions {
     /// Show the threads of this process. Repeatable
-    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
-          required_unless_present_any = ["name", "unit", "container", "cgroup"])]
+    #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true)]
     pub pid: Vec<u32>,
     /// Which processes, by what they are.
     #[command(flatten)]
@@ -153,6 +153,11 @@ pub struct DumpOptions {
     pub times: NonZeroU32,
 }
 
+/// Of the selectors and --pid one is required.
+fn one_or_pid(selectors: ArgGroup) -> ArgGroup {
+    selectors.arg("pid").required(true)
+}
+
 /// What unwind tables may take.
 #[derive(Clone, Debug, Args)]
 pub struct TableOptions {
@@ -169,7 +174,6 @@ pub struct TableOptions {
 /// `spanflame record`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("parents").args(["pid", "exec"]).multiple(true)))]
-#[command(group(ArgGroup::new("selectors").args(["name", "unit", "container", "cgroup"]).multiple(true)))]
 pub struct Record {
     /// Profile this process: all its threads, and its children. Repeatable
     #[arg(short, long = "pid", value_name = "PID", value_parser = parse_pid, allow_hyphen_values = true,
@@ -185,7 +189,7 @@ pub struct Record {
     #[command(flatten)]
     pub select: SelectOptions,
     /// Begin although no process matches the selectors yet, and record those that are to come
-    #[arg(long, help_heading = HEADING, requires = "selectors")]
+    #[arg(long, help_heading = HEADING, requires = SELECTORS, conflicts_with = "exec")]
     pub wait: bool,
     /// Stop after this time: 10s, 500ms, 2m, 1h; a COMMAND is ended then (default: at Ctrl-C, or when
     /// the processes have ended)
@@ -383,6 +387,7 @@ mod tests {
             (&["-a", "--no-children"], ["--all", "cannot be used with"]),
             (&["-p", "1", "--wait"], ["required", "--name <REGEX>"]),
             (&["-a", "--exclude", "name=x", "--wait"], ["required", "--unit <UNIT>"]),
+            (&["--name", "x", "--wait", "--", "make"], ["--wait", "cannot be used with"]),
         ];
         for (arguments, words) in lines {
             let line = refused(&[&["record"], arguments].concat()).unwrap();
@@ -393,7 +398,9 @@ mod tests {
             assert!(!line.contains("tip:") && !line.contains("error:"), "{line}");
         }
         for (arguments, words) in [
-            (["dump"].as_slice(), ["--pid", "See: spanflame dump --help"]),
+            (["dump"].as_slice(), ["--pid <PID>", "See: spanflame dump --help"]),
+            (&["dump", "--exclude", "name=x"], ["--unit <UNIT>", "--pid <PID>"]),
+            (&["doctor"], ["--name <REGEX>", "--cgroup <PATH>"]),
             (&["dump", "-p", "x"], ["one process id", "See: spanflame dump --help"]),
             (&["dump", "-p", "1", "--memory", "1"], ["16M to 64G", "See: spanflame dump --help"]),
             (&["doctor", "-p", "1", "-F", "0"], ["1 to 10000", "See: spanflame doctor --help"]),
@@ -409,6 +416,11 @@ mod tests {
             &["--wait", "--unit", "x", "-p", "1"],
         ] {
             assert!(Cli::try_parse_from([&["spanflame", "record"], valid].concat()).is_ok(), "{valid:?}");
+        }
+        for command in ["dump", "doctor"] {
+            for valid in [["-p", "1"].as_slice(), &["--unit", "x"], &["--name", "x", "--cgroup", "/y", "-p", "1"]] {
+                assert!(Cli::try_parse_from([&["spanflame", command], valid].concat()).is_ok(), "{command} {valid:?}");
+            }
         }
         for answer in [&["--help"][..], &["--version"], &["dump", "--help"], &[]] {
             assert_eq!(refused(answer), None, "{answer:?}");

@@ -10,7 +10,7 @@ mod survey;
 
 use std::collections::HashSet;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use profiler_common::address::Pid;
 
 pub use self::selector::{Exclusion, GroupPath, Pattern, Selector};
@@ -22,8 +22,12 @@ use crate::proc_fs;
 /// Above the selectors in `--help`.
 pub const HEADING: &str = "Selectors (of one kind: any of them; of several kinds: one of each)";
 
+/// The options that processes are asked for by: their group, of which a command may require one.
+pub const SELECTORS: &str = "selectors";
+
 /// The selectors of a command line.
 #[derive(Clone, Debug, Default, Args)]
+#[command(group(ArgGroup::new(SELECTORS).args(["name", "unit", "container", "cgroup"]).multiple(true)))]
 pub struct SelectOptions {
     /// Processes whose name, or the file name of whose program, matches anywhere: '^nginx$' is all of it. As `ps -o
     /// comm`, names have 15 bytes at most, program files' names are whole. Repeatable
@@ -46,9 +50,14 @@ pub struct SelectOptions {
 }
 
 impl SelectOptions {
+    /// Those that processes are asked for by, by kind.
+    const fn kinds(&self) -> [&Vec<Selector>; 4] {
+        [&self.name, &self.unit, &self.container, &self.cgroup]
+    }
+
     /// Whether processes are asked for by them.
     pub(crate) fn names_processes(&self) -> bool {
-        !(self.name.is_empty() && self.unit.is_empty() && self.container.is_empty() && self.cgroup.is_empty())
+        !self.kinds().into_iter().all(Vec::is_empty)
     }
 
     /// The numbers of processes that are left out.
@@ -65,9 +74,7 @@ impl SelectOptions {
         if !self.names_processes() && self.exclude.is_empty() {
             return None;
         }
-        let wanted =
-            [&self.name, &self.unit, &self.container, &self.cgroup].map(|kind| kind.clone().into_boxed_slice());
-        let [names, units, containers, cgroups] = wanted;
+        let [names, units, containers, cgroups] = self.kinds().map(|kind| kind.clone().into_boxed_slice());
         let mut selection =
             Selection { names, places: [units, containers, cgroups], excluded: Vec::new(), barred: Vec::new() };
         for exclusion in &self.exclude {
