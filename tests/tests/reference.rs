@@ -27,6 +27,8 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 
 /// Samples of all programs together.
 const SAMPLES: u64 = 1000;
+/// How often the programs are looked at, at most: once is enough on CPUs that nothing else keeps busy.
+const MOST_ROUNDS: usize = 4;
 
 /// How samples compare.
 #[derive(Debug, Default)]
@@ -96,10 +98,13 @@ fn stacks_of_real_programs_are_those_of_another_library() {
     let Some(lab) = lab() else { return };
     let (mut all, mut equal) = (0, 0);
     let mut different = Vec::new();
-    for (program, arguments) in PROGRAMS {
-        if !Path::new(program).exists() {
-            println!("{program}: not installed here");
-            continue;
+    let (installed, missing): (Vec<_>, Vec<_>) =
+        PROGRAMS.iter().partition(|(program, _arguments)| Path::new(program).exists());
+    missing.iter().for_each(|(program, _arguments)| println!("{program}: not installed here"));
+    let rounds = (0..MOST_ROUNDS).flat_map(|round| installed.iter().map(move |program| (round, program)));
+    for (round, (program, arguments)) in rounds {
+        if round > 0 && all >= SAMPLES {
+            break;
         }
         let tally = check(&lab, Path::new(program), arguments);
         println!(
