@@ -66,7 +66,7 @@ counters! {
     LostTailCall Lost "lost_tail_call";
     /// Records written to the ring buffer.
     SamplesDelivered Event "samples_delivered";
-    /// Forked processes that are not followed because the table of followed ones is full.
+    /// Processes that are not followed because the table of followed ones is full.
     FollowTableFull Event "follow_table_full";
     /// Range tables whose header named another process or state.
     StaleRangeTable Event "stale_range_table";
