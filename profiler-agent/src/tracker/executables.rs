@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
@@ -21,8 +22,7 @@ use crate::worker::FileKey;
 pub(crate) struct Executables {
     all: Vec<Executable>,
     by_identity: HashMap<Identity, FileKey>,
-    /// Only numbers that no other file has while that one is open: see [`is_unique`].
-    by_id: HashMap<FileId, FileKey>,
+    by_number: HashMap<Number, FileKey>,
     /// Files that could not be opened, with their paths: another file may get the number.
     unreadable: HashMap<(FileId, String), FileKey>,
     /// Files of mappings that are not applied yet.
@@ -30,6 +30,22 @@ pub(crate) struct Executables {
     /// Root directories of processes.
     roots: HashMap<Identity, Weak<OwnedFd>>,
     vdso: Option<FileKey>,
+}
+
+/// What tells a file from all others while it is open: an inode in use is not given to another file.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Number {
+    file: FileId,
+    /// Where the kernel tells of no real device (overlayfs, the subvolumes of btrfs) and of no generation, two files can
+    /// have the same inode: these have different paths.
+    path: Option<OsString>,
+}
+
+impl Number {
+    fn of(mapping: &Mapping) -> Self {
+        let is_unique = mapping.file.device_major != 0 || mapping.file.generation != 0;
+        Self { file: mapping.file, path: (!is_unique).then(|| mapping.path.clone()) }
+    }
 }
 
 /// Executable memory that is no file: one table for all, by the frame pointer.
@@ -139,7 +155,7 @@ impl Executables {
         {
             return Found::Known(early.key);
         }
-        if let Some(key) = self.by_number(mapping.file, presence.from) {
+        if let Some(key) = self.by_number(mapping, presence.from) {
             return Found::Known(key);
         }
         match open(pid, mapping, presence) {
@@ -150,8 +166,8 @@ impl Executables {
     }
 
     /// The file that is known by this number, if it was `at` that time what it is known as.
-    fn by_number(&self, file: FileId, at: MonotonicNs) -> Option<FileKey> {
-        let key = *self.by_id.get(&file)?;
+    fn by_number(&self, mapping: &Mapping, at: MonotonicNs) -> Option<FileKey> {
+        let key = *self.by_number.get(&Number::of(mapping))?;
         self.get(key).is_some_and(|known| known.place.is_some() && known.is_unchanged(at)).then_some(key)
     }
 
@@ -159,7 +175,7 @@ impl Executables {
     /// removed.
     pub(crate) fn open_early(&mut self, pid: Pid, mapping: &Mapping, at: MonotonicNs) -> Foreseen {
         let of_file = mapping.file.inode != 0 && !tells_of_jitdump(mapping);
-        if !of_file || self.early.len() >= MOST_EARLY || self.by_number(mapping.file, at).is_some() {
+        if !of_file || self.early.len() >= MOST_EARLY || self.by_number(mapping, at).is_some() {
             return Foreseen::Known;
         }
         let (place, presence) = ((pid, mapping.start, mapping.file), Presence::at(at));
@@ -221,9 +237,7 @@ impl Executables {
             let (earlier, later) = executable.known.get();
             executable.known.set((since.min(earlier), now.max(later)));
         }
-        if is_unique(mapping.file) {
-            self.by_id.insert(mapping.file, key);
-        }
+        self.by_number.insert(Number::of(mapping), key);
         found
     }
 
@@ -284,7 +298,7 @@ impl Executables {
 
     /// Forgets that this file is known by a number that another file may get.
     pub(crate) fn close(&mut self, key: FileKey) {
-        self.by_id.retain(|_id, known| *known != key);
+        self.by_number.retain(|_number, known| *known != key);
         if let Some(executable) = self.get_mut(key)
             && executable.identity.is_some()
         {
@@ -292,13 +306,6 @@ impl Executables {
             executable.place.take_if(|place| place.root.is_some());
         }
     }
-}
-
-/// Whether no other file has this number while one that has it is open: an inode in use is not given to
-/// another file. Where the kernel tells of no real device (overlayfs, the subvolumes of btrfs) two files
-/// can have the same inode: there only the generation tells them apart.
-const fn is_unique(file: FileId) -> bool {
-    file.device_major != 0 || file.generation != 0
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "every entry costs an open file: 2^32 can't be")]
@@ -442,6 +449,27 @@ mod tests {
         assert!(!executable.is_rewritten(&file));
         fs::write(&program, "something else").unwrap();
         assert!(executable.is_rewritten(&file));
+    }
+
+    /// As on overlayfs: in a container hundreds of processes are over before anybody can look at them.
+    #[test]
+    fn without_a_device_a_file_is_known_by_its_path_as_well() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = fs::canonicalize(scratch.path()).unwrap().join("before");
+        fs::create_dir(&folder).unwrap();
+        let program = folder.join("program");
+        fs::copy("/bin/sleep", &program).unwrap();
+        let (running, pid, mut mapping, now) = started(&program);
+        (mapping.file.device_major, mapping.file.generation) = (0, 0);
+        let mut executables = Executables::new();
+        let Found::New(key) = executables.find(pid, &mapping, Presence::at(now)) else { panic!("it is new") };
+        drop(running);
+        // It is not to be found by its path, and is what it was.
+        fs::rename(&folder, folder.with_file_name("behind")).unwrap();
+        let mut find = |mapping: &Mapping| executables.find(Pid(u32::MAX), mapping, Presence::at(clock::monotonic()));
+        assert!(matches!(find(&mapping), Found::Known(known) if known == key));
+        mapping.path = folder.join("other").into();
+        assert!(matches!(find(&mapping), Found::Unreadable(_)));
     }
 
     #[test]

@@ -188,9 +188,9 @@ impl Tracker {
         events.drain(..count);
     }
 
-    /// Takes in new records, each once, and opens the files of new mappings whose turn comes after `until`: short lives are over by then. Returns whether
-    /// there is hurry: processes had to be looked at for that, or the kernel has tables of them that are not true any
-    /// more.
+    /// Takes in new records, each once, and opens the files of new mappings whose turn comes after `until`: short lives
+    /// are over by then. Returns whether there is hurry: processes had to be looked at for that, or the kernel has tables
+    /// of them that are not true any more.
     pub(crate) fn open_early(&mut self, events: &mut [SidebandEvent], until: MonotonicNs) -> bool {
         let mut hurry = false;
         events.sort_by_key(|event| event.time);
