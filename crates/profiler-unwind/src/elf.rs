@@ -20,6 +20,8 @@ const MAX_HEADERS: u64 = 65_535;
 pub const MAX_SEGMENTS: usize = 256;
 /// `PT_NOTE` headers in which the build id is looked for. It is in the first or second.
 const MAX_NOTES: usize = 16;
+/// Bytes of `.dynamic` that are read: real ones have some hundred.
+const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Tables of the kind of `.plt` in one file: the code beyond is like other code without CFI. Linkers
 /// make three or four.
 const MAX_PLTS: usize = 64;
@@ -232,6 +234,17 @@ impl Elf {
         });
         self.plts.truncate(MAX_PLTS);
         Ok(())
+    }
+
+    /// What the loader's own table says for each of `tags` (System V ABI, generic, chapter 5: `Elf64_Dyn`).
+    pub(crate) fn dynamic_values<const N: usize>(&self, file: &impl ReadAt, tags: [u64; N]) -> [Option<u64>; N] {
+        let read = |dynamic: Segment| {
+            let length = dynamic.file_size_bytes.min(MAX_DYNAMIC_BYTES);
+            read_bytes(file, "the dynamic section", dynamic.file_offset, length, MAX_DYNAMIC_BYTES).ok()
+        };
+        let bytes = self.dynamic.and_then(read).unwrap_or_default();
+        let (entries, _rest) = bytes.as_chunks::<16>();
+        tags.map(|tag| entries.iter().find(|entry| u64_at(*entry, 0) == Some(tag)).and_then(|entry| u64_at(entry, 8)))
     }
 
     /// The segments that hold code.

@@ -1,4 +1,4 @@
-//! Where functions begin, by a file's symbol tables.
+//! Where functions begin, by a file's symbol tables and by what it tells the loader.
 //!
 //! Layout: System V ABI, generic, chapter 4 (`Elf64_Sym`).
 
@@ -16,6 +16,9 @@ const BLOCK_SYMBOLS: u64 = 4096;
 const MAX_SYMBOLS: u64 = 1 << 20;
 /// `STT_FUNC` and `STT_GNU_IFUNC`.
 const FUNCTIONS: [u8; 2] = [2, 10];
+/// Tags of addresses in `.dynamic` (System V ABI, generic, chapter 5).
+const DT_INIT: u64 = 12;
+const DT_FINI: u64 = 13;
 /// `STB_LOCAL`.
 const LOCAL: u8 = 0;
 
@@ -26,7 +29,7 @@ const BLOCK_BYTES: u64 = 1 << 16;
 /// Bytes of a name that are looked at; longer ones are taken for those of parts.
 const NAME_BYTES: u64 = 512;
 
-/// The functions in `.symtab` and `.dynsym`; none where they can't be read.
+/// The functions in `.symtab` and `.dynsym`, and those that the loader calls; none where they can't be read.
 ///
 /// gcc makes functions of those parts that it moves elsewhere, too, and jumps lead into them. All those are
 /// local and have a dot in their names (`f.cold`), so such symbols only say that something begins.
@@ -49,6 +52,13 @@ pub(crate) fn read(file: &impl ReadAt, elf: &Elf, regions: &[Region<'_>]) -> Sta
         }
         add_whole(&mut starts, file, table.names, locals);
     }
+    // `.init` and `.fini`, which the loader calls.
+    for address in elf.dynamic_values(file, [DT_INIT, DT_FINI]).into_iter().flatten() {
+        if is_inside(regions, address) {
+            starts.entries.push(address);
+            starts.boundaries.push(address);
+        }
+    }
     for addresses in [&mut starts.entries, &mut starts.boundaries] {
         addresses.sort_unstable();
         addresses.dedup();
@@ -60,12 +70,7 @@ pub(crate) fn read(file: &impl ReadAt, elf: &Elf, regions: &[Region<'_>]) -> Sta
 fn add(starts: &mut Starts, locals: &mut Vec<(u32, u64)>, regions: &[Region<'_>], symbol: &[u8]) {
     let (Some(name), Some(info), Some(section)) = (u32_at(symbol, 0), symbol.get(4), symbol.get(6..8)) else { return };
     let Some(address) = u64_at(symbol, 8) else { return };
-    let is_inside = || {
-        let after = regions.partition_point(|region| region.start <= address);
-        let region = after.checked_sub(1).and_then(|index| regions.get(index));
-        region.is_some_and(|region| address - region.start < region.bytes.len() as u64)
-    };
-    if !FUNCTIONS.contains(&(info & 15)) || section == [0, 0] || !is_inside() {
+    if !FUNCTIONS.contains(&(info & 15)) || section == [0, 0] || !is_inside(regions, address) {
         return;
     }
     if info >> 4 == LOCAL {
@@ -74,6 +79,12 @@ fn add(starts: &mut Starts, locals: &mut Vec<(u32, u64)>, regions: &[Region<'_>]
         starts.entries.push(address);
     }
     starts.boundaries.push(address);
+}
+
+fn is_inside(regions: &[Region<'_>], address: u64) -> bool {
+    let after = regions.partition_point(|region| region.start <= address);
+    let region = after.checked_sub(1).and_then(|index| regions.get(index));
+    region.is_some_and(|region| address - region.start < region.bytes.len() as u64)
 }
 
 /// Adds those local functions that are no parts of others.

@@ -40,6 +40,20 @@ fn rules<const N: usize>(file: &ElfFile, at: [u64; N]) -> [Rule; N] {
     at.map(|at| lookup(&table, Svma(CODE + at)).unwrap())
 }
 
+/// One byte of alignment before `.fini` is no instruction of it.
+#[test]
+fn what_the_loader_calls_begins_there() {
+    // sub $8, %rsp; call the ret before; add $8, %rsp; ret.
+    let code = [0xc3, 0, 0x48, 0x83, 0xec, 8, 0xe8, 0xf5, 0xff, 0xff, 0xff, 0x48, 0x83, 0xc4, 8, 0xc3];
+    let mut file = file(&[(2, &code)], &[("f", true, 0)]);
+    assert_eq!(rules(&file, [4, 8, 13, 17]), [CUT; 4]);
+    let one_word = Rule::x86_64(0, 0, 2);
+    for tag in [12, 13] {
+        file.dynamic = vec![[tag, CODE + 4]];
+        assert_eq!(rules(&file, [4, 8, 13, 17]), [TOP, one_word, one_word, TOP], "{tag}");
+    }
+}
+
 #[test]
 fn a_loop_that_pushes_is_unwound_by_rbp() {
     // push %rbp; mov %rsp, %rbp; push (%rbx); dec %rcx; jne to the push; leave; ret.

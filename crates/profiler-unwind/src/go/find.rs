@@ -19,10 +19,9 @@ const MAX_RELOCATION_BYTES: u64 = 128 << 20;
 const RELOCATION_BYTES: usize = 24;
 /// `R_X86_64_RELATIVE`, `R_AARCH64_RELATIVE`.
 const RELATIVE: [u64; 2] = [8, 1027];
-/// `DT_RELA`, `DT_RELASZ`, and the bytes of `.dynamic` that are read.
+/// Tags of the relocations' address and size in `.dynamic`.
 const DT_RELA: u64 = 7;
 const DT_RELASZ: u64 = 8;
-const MAX_DYNAMIC_BYTES: u64 = 64 << 10;
 /// Places that hold a pointer to the table and are looked at.
 const MAX_CANDIDATES: usize = 16;
 /// The table begins at such an address where there are no section headers to tell it.
@@ -197,13 +196,9 @@ impl<F: ReadAt> Search<'_, F> {
     }
 
     fn relocations(&self) -> Option<Vec<u8>> {
-        let dynamic = self.elf.dynamic?;
-        let (what, length) = ("the relocations", dynamic.file_size_bytes.min(MAX_DYNAMIC_BYTES));
-        let bytes = read_bytes(self.file, what, dynamic.file_offset, length, MAX_DYNAMIC_BYTES).ok()?;
-        let (entries, _rest) = bytes.as_chunks::<16>();
-        let tagged = |tag| entries.iter().find(|entry| u64_at(*entry, 0) == Some(tag)).and_then(|e| u64_at(e, 8));
-        let (offset, left) = self.elf.in_file(Svma(tagged(DT_RELA)?))?;
-        read_bytes(self.file, what, offset, tagged(DT_RELASZ)?.min(left), MAX_RELOCATION_BYTES).ok()
+        let [start, size_bytes] = self.elf.dynamic_values(self.file, [DT_RELA, DT_RELASZ]);
+        let (offset, left) = self.elf.in_file(Svma(start?))?;
+        read_bytes(self.file, "the relocations", offset, size_bytes?.min(left), MAX_RELOCATION_BYTES).ok()
     }
 
     /// The words, when all that they say of the table is true.

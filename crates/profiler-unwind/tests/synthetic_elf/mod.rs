@@ -118,6 +118,8 @@ pub(crate) struct ElfFile {
     pub(crate) program: bool,
     pub(crate) code: Vec<u8>,
     pub(crate) notes: Vec<u8>,
+    /// Tags and values of `.dynamic`.
+    pub(crate) dynamic: Vec<[u64; 2]>,
     /// Name, offset into the code for sections of code, and contents for others.
     pub(crate) sections: Vec<(&'static str, SectionBody)>,
 }
@@ -139,6 +141,7 @@ impl ElfFile {
             program: false,
             code: vec![0x90; code_bytes],
             notes: Vec::new(),
+            dynamic: Vec::new(),
             sections: Vec::new(),
         }
     }
@@ -176,6 +179,9 @@ impl ElfFile {
         file.extend(&self.code);
         let notes_at = file.len() as u64;
         file.extend(&self.notes);
+        let dynamic_at = file.len() as u64;
+        file.extend(self.dynamic.iter().flatten().flat_map(|word| word.to_le_bytes()));
+        let dynamic_bytes = file.len() as u64 - dynamic_at;
         let mut names = vec![0];
         let mut headers = vec![[0u8; 64]];
         for (name, body) in &self.sections {
@@ -204,6 +210,7 @@ impl ElfFile {
         let code_bytes = self.code.len() as u64;
         file[64..120].copy_from_slice(&program_header(1, 5, CODE_AT, CODE, code_bytes));
         file[120..176].copy_from_slice(&program_header(4, 4, notes_at, 0, self.notes.len() as u64));
+        file[176..232].copy_from_slice(&program_header(2, 4, dynamic_at, 0, dynamic_bytes));
         file[..64].copy_from_slice(&elf_header(self.machine, headers_at, headers.len() as u16));
         file[16] = if self.program { 2 } else { 3 };
         file[24..32].copy_from_slice(&self.entry.to_le_bytes());
@@ -218,7 +225,7 @@ fn elf_header(machine: u16, section_headers_at: u64, section_headers: u16) -> [u
     header[18..20].copy_from_slice(&machine.to_le_bytes());
     header[32..40].copy_from_slice(&64u64.to_le_bytes());
     header[40..48].copy_from_slice(&section_headers_at.to_le_bytes());
-    for (at, value) in [(54, 56), (56, 2), (58, 64), (60, section_headers), (62, section_headers - 1)] {
+    for (at, value) in [(54, 56), (56, 3), (58, 64), (60, section_headers), (62, section_headers - 1)] {
         header[at..at + 2].copy_from_slice(&value.to_le_bytes());
     }
     header
