@@ -40,22 +40,25 @@ pub fn run(options: &DumpOptions) -> Result<ExitCode, RecordError> {
     if pids.is_empty()
         && let Some(last) = gone.pop()
     {
-        gone.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
+        complain(&gone);
         return Err(last);
     }
-    let complain = || gone.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
     if let Some(selection) = options.select.selection() {
         let all = proc_fs::all_pids().unwrap_or_default();
         let whole_node = options.pid.is_empty();
         let survey = Survey::of(&selection, if whole_node { &all } else { &pids }, whole_node);
-        pids = survey.inspect_err(|_none| complain())?.pids;
+        pids = survey.inspect_err(|_none| complain(&gone))?.pids;
     }
     check_support()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RecordError::Runtime)?;
     let all_seen = runtime.block_on(dump(options, &pids))?;
     // Behind the answer, where a terminal shows it.
-    complain();
+    complain(&gone);
     Ok(ExitCode::from(u8::from(!all_seen || !gone.is_empty())))
+}
+
+fn complain(errors: &[RecordError]) {
+    errors.iter().for_each(|error| cli::complain(&cli::with_causes(error)));
 }
 
 /// Those of the processes that can be looked at, each once, and what is the matter with the others.
