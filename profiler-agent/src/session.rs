@@ -269,7 +269,9 @@ impl Session {
         let left = self.events.len();
         self.sideband.drain(&mut self.events);
         self.bpf_code.take_from(&mut self.events);
-        let hurry = self.tracker.open_early(self.events.get_mut(left..).unwrap_or_default(), settled);
+        let new = self.events.get_mut(left..).unwrap_or_default();
+        self.tracker.learn(new);
+        let hurry = self.tracker.open_early(new, settled);
         self.wake.pace(hurry);
         let has_news = !self.events.is_empty();
         self.tracker.apply(&mut self.events, settled);

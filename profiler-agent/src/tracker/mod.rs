@@ -188,13 +188,17 @@ impl Tracker {
         events.drain(..count);
     }
 
-    /// Takes in new records, each once, and opens the files of new mappings whose turn comes after `until`: short lives
-    /// are over by then. Returns whether there is hurry: processes had to be looked at for that, or the kernel has tables
-    /// of them that are not true any more.
-    pub(crate) fn open_early(&mut self, events: &mut [SidebandEvent], until: MonotonicNs) -> bool {
-        let mut hurry = false;
+    /// Learns from new records, each once and in order, what processes are.
+    pub(crate) fn learn(&mut self, events: &mut [SidebandEvent]) {
         events.sort_by_key(|event| event.time);
         self.interest.learn(events, &mut self.followed);
+    }
+
+    /// Opens the files of new mappings, which were learned of, whose turn comes after `until`: short lives are over by
+    /// then. Returns whether there is hurry: processes had to be looked at for that, or the kernel has tables of them
+    /// that are not true any more.
+    pub(crate) fn open_early(&mut self, events: &[SidebandEvent], until: MonotonicNs) -> bool {
+        let mut hurry = false;
         for event in events.iter().filter(|event| event.time > until) {
             let SidebandKind::Mapped(mapping) = &event.kind else { continue };
             if !self.interest.may_hold(event.pid, event.time, &self.followed) {
